@@ -1,0 +1,265 @@
+//! Memory that somebody else can write at any moment: raw mappings, checked copies of plain data, and never a
+//! Rust reference. Every access is bounds-checked, and every copied type is plain data (zerocopy), so a peer's
+//! scribbling can change *what* is read, never what is safe.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::PAGE_SIZE;
+
+/// Gives back what a [`SharedMemory`] stood on; called once, before the value is gone.
+pub trait Release: Send {
+    /// Unmaps `len` bytes at `address`.
+    fn release(&mut self, address: NonNull<u8>, len: usize) -> io::Result<()>;
+}
+
+/// Owns one mapping and unmaps it on drop.
+pub struct SharedMemory {
+    pages: Pages,
+}
+
+/// The mapping behind one or more [`Pages`].
+struct Mapping {
+    address: NonNull<u8>,
+    len: usize,
+    release: Option<Box<dyn Release>>,
+}
+
+// SAFETY: the mapping is plain memory that is valid from every thread; all access goes through volatile or atomic
+// copies, and `release` is Send.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; nothing behind a shared reference is mutated except the mapped memory, by volatile or atomic copies.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn unmap(&mut self) -> io::Result<()> {
+        match self.release.take() {
+            Some(mut release) => release.release(self.address, self.len),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmap() {
+            tracing::error!(%error, len = self.len, "unmapping shared memory failed");
+        }
+    }
+}
+
+impl std::fmt::Debug for SharedMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SharedMemory({} bytes)", self.pages.len)
+    }
+}
+
+impl SharedMemory {
+    /// Takes over a mapping.
+    ///
+    /// # Safety
+    /// `address..address + len` is mapped readable and writable (or readable, if only read through), is not
+    /// referenced by any Rust reference, and stays mapped until `release` is called.
+    pub unsafe fn new(address: NonNull<u8>, len: usize, release: Box<dyn Release>) -> SharedMemory {
+        let mapping = Mapping { address, len, release: Some(release) };
+        SharedMemory { pages: Pages { mapping: Arc::new(mapping), offset: 0, len } }
+    }
+
+    /// A view of the whole memory; it keeps the memory mapped as long as it lives.
+    pub fn pages(&self) -> Pages {
+        self.pages.clone()
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.pages.len
+    }
+
+    /// True when there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Unmaps now and tells whether it worked.
+    ///
+    /// # Errors
+    /// `EBUSY` while a view of it lives elsewhere (it is unmapped when that one goes); else what the kernel said.
+    pub fn unmap(self) -> io::Result<()> {
+        match Arc::try_unwrap(self.pages.mapping) {
+            Ok(mut mapping) => mapping.unmap(),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        }
+    }
+}
+
+/// A bounds-checked view of shared memory. Cloning shares it; the memory stays mapped while a view lives.
+#[derive(Clone)]
+pub struct Pages {
+    mapping: Arc<Mapping>,
+    offset: usize,
+    len: usize,
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pages({} bytes)", self.len)
+    }
+}
+
+impl Pages {
+    /// Bytes in the view.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when the view covers nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `len` bytes from `offset`, as a view of their own.
+    pub fn slice(&self, offset: usize, len: usize) -> Option<Pages> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then(|| Pages { mapping: Arc::clone(&self.mapping), offset: self.offset + offset, len })
+    }
+
+    /// Page `index` as a view of its own.
+    pub fn page(&self, index: usize) -> Option<Pages> {
+        self.slice(index.checked_mul(PAGE_SIZE)?, PAGE_SIZE)
+    }
+
+    /// Address of `len` bytes at `offset`; `None` when they are not all inside.
+    #[inline]
+    pub(crate) fn address(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(len)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: offset + len is inside the view, and the view is inside the mapping.
+        Some(unsafe { self.mapping.address.add(self.offset + offset) })
+    }
+
+    #[inline]
+    #[track_caller]
+    fn checked(&self, offset: usize, len: usize, align: usize) -> NonNull<u8> {
+        let address = self.address(offset, len).expect("access outside of shared memory");
+        assert!((address.as_ptr() as usize).is_multiple_of(align), "misaligned access to shared memory");
+        address
+    }
+
+    /// Copies a value out. Words are read one by one; what a peer changes meanwhile may be torn, never unsound.
+    ///
+    /// # Panics
+    /// When `offset` is outside: offsets come from our own layout, never from a peer.
+    #[inline]
+    pub fn load<T: FromBytes + IntoBytes>(&self, offset: usize) -> T {
+        let mut value = T::new_zeroed();
+        self.read(offset, value.as_mut_bytes());
+        value
+    }
+
+    /// Copies a value in.
+    ///
+    /// # Panics
+    /// When `offset` is outside.
+    #[inline]
+    pub fn store<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) {
+        self.write(offset, value.as_bytes());
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Panics
+    /// When the range is outside.
+    #[inline]
+    pub fn read(&self, offset: usize, to: &mut [u8]) {
+        let from = self.checked(offset, to.len(), 1);
+        // SAFETY: `from` covers to.len() mapped bytes (checked), `to` is ours and cannot overlap foreign memory.
+        unsafe { copy_shared(from.as_ptr(), to.as_mut_ptr(), to.len()) }
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Panics
+    /// When the range is outside.
+    #[inline]
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        let to = self.checked(offset, from.len(), 1);
+        // SAFETY: as in `read`, the other way round.
+        unsafe { copy_shared(from.as_ptr(), to.as_ptr(), from.len()) }
+    }
+
+    /// Copies `len` bytes from `source` at `from` to here at `to`; the two may be the same memory.
+    ///
+    /// # Panics
+    /// When a range is outside.
+    #[inline]
+    pub fn copy_from(&self, to: usize, source: &Pages, from: usize, len: usize) {
+        let target = self.checked(to, len, 1);
+        let source = source.checked(from, len, 1);
+        // SAFETY: both ranges are mapped (checked); copy_shared allows overlap.
+        unsafe { copy_shared(source.as_ptr(), target.as_ptr(), len) }
+    }
+
+    /// Fills `len` bytes at `offset` with zeros.
+    ///
+    /// # Panics
+    /// When the range is outside.
+    pub fn zero(&self, offset: usize, len: usize) {
+        let to = self.checked(offset, len, 1);
+        // SAFETY: `to` covers len mapped bytes (checked).
+        unsafe { std::ptr::write_bytes(to.as_ptr(), 0, len) }
+    }
+
+    /// Loads a `u32`, ordered before everything that follows.
+    ///
+    /// # Panics
+    /// When the word is outside or misaligned.
+    #[inline]
+    pub fn load_acquire(&self, offset: usize) -> u32 {
+        self.atomic32(offset).load(Ordering::Acquire)
+    }
+
+    /// Stores a `u32`, ordered after everything before it.
+    ///
+    /// # Panics
+    /// When the word is outside or misaligned.
+    #[inline]
+    pub fn store_release(&self, offset: usize, value: u32) {
+        self.atomic32(offset).store(value, Ordering::Release);
+    }
+
+    /// The `u32` at `offset` as an atomic: the one kind of reference to shared memory that is allowed, for it
+    /// never assumes that nobody writes.
+    #[inline]
+    pub(crate) fn atomic32(&self, offset: usize) -> &AtomicU32 {
+        let address = self.checked(offset, 4, 4);
+        // SAFETY: in range and aligned (checked), mapped as long as self lives; atomics tolerate any writer.
+        unsafe { AtomicU32::from_ptr(address.as_ptr().cast()) }
+    }
+
+    /// The `u16` at `offset` as an atomic.
+    #[inline]
+    pub(crate) fn atomic16(&self, offset: usize) -> &AtomicU16 {
+        let address = self.checked(offset, 2, 2);
+        // SAFETY: in range and aligned (checked), mapped as long as self lives; atomics tolerate any writer.
+        unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
+    }
+}
+
+/// The one routine that moves bytes between us and shared memory.
+///
+/// It is kept out of line so that the compiler can neither merge two copies of the same place into one nor
+/// read a place twice where the program reads it once (XSA-155): for all it knows the call has side effects.
+///
+/// # Safety
+/// Both ranges of `len` bytes are mapped; they may overlap.
+#[inline(never)]
+unsafe fn copy_shared(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { std::ptr::copy(std::hint::black_box(from), std::hint::black_box(to), len) }
+}
