@@ -13,6 +13,7 @@
 pub mod embedded;
 pub mod heap;
 pub mod pages;
+pub mod ring;
 pub mod xen;
 
 use std::fmt;

@@ -1,0 +1,111 @@
+//! What a disk offers, what its frontend chose, and the description a worker gets. The supervisor reads and checks
+//! all of it once, before Connected; it is frozen from then on.
+
+use serde::{Deserialize, Serialize};
+
+use crate::proto::Abi;
+
+/// Upper bounds a backend publishes before InitWait (block.md A3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// `max-ring-page-order`, 0..=4.
+    pub max_ring_order: u8,
+    /// `feature-max-indirect-segments`; 0 hides the key, else 11..=256.
+    pub max_indirect: u16,
+    /// `multi-queue-max-queues`, 1..=16.
+    pub queues: u16,
+    /// `feature-persistent`.
+    pub persistent: bool,
+}
+
+/// The default widths: what Linux's own backend offers.
+impl Default for Offer {
+    fn default() -> Offer {
+        Offer { max_ring_order: 4, max_indirect: 256, queues: 4, persistent: true }
+    }
+}
+
+/// One queue's keys, as the frontend wrote them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueKeys {
+    /// `ring-ref`, or `ring-ref0..N`: 1, 2, 4, 8 or 16 grant references.
+    pub ring_refs: Vec<u32>,
+    /// `event-channel`: the frontend's port.
+    pub event_channel: u32,
+}
+
+/// Everything a frontend negotiated, checked; frozen at Connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Negotiated {
+    /// `protocol`.
+    pub abi: Abi,
+    /// `feature-persistent` of both sides.
+    pub persistent: bool,
+    /// Segments an indirect request may have: what we offered.
+    pub max_indirect: u16,
+    /// One entry per queue.
+    pub queues: Vec<QueueKeys>,
+}
+
+/// What stands behind a disk. The descriptor travels beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskParams {
+    /// Size in 512-byte sectors.
+    pub sectors: u64,
+    /// `physical-sector-size`, bytes.
+    pub physical_sector_size: u32,
+    /// Refuses everything but reads.
+    pub read_only: bool,
+    /// The descriptor was opened with `O_DIRECT`.
+    pub direct: bool,
+    /// Which implementation of [`crate::disk::Disk`].
+    pub kind: DiskKind,
+    /// What `fault` does, if it is wrapped around.
+    pub fault: Option<FaultParams>,
+}
+
+/// The implementations of [`crate::disk::Disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskKind {
+    /// A file or block device, byte for byte.
+    Raw,
+    /// Reads are zeros, writes vanish: what the ring itself costs.
+    Null,
+}
+
+/// Deliberate faults, for tests and `windsor demo --fault`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FaultParams {
+    /// Reads return this byte of the disk with its lowest bit flipped.
+    pub flip: Option<u64>,
+    /// Requests that touch this byte fail.
+    pub fail: Option<u64>,
+    /// Every request waits this long first, in milliseconds.
+    pub delay_ms: u64,
+    /// Each I/O is done in pieces of at most this many bytes (a multiple of 512).
+    pub shorten: Option<u32>,
+}
+
+/// One disk for one guest, as the supervisor hands it to a worker.
+///
+/// Descriptors that travel with it, in this order: the volume (absent for `null`), then per queue its journal and
+/// its grant descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// The frontend's domain.
+    pub guest: u16,
+    /// Device number (the directory's name).
+    pub devid: u32,
+    /// What was negotiated.
+    pub negotiated: Negotiated,
+    /// The disk.
+    pub disk: DiskParams,
+    /// Most persistent grants kept mapped per queue.
+    pub max_persistent: u32,
+    /// Register memory with io_uring where the kernel lets us.
+    pub fixed_buffers: bool,
+    /// Zero copy may be used: never in a PV service VM (DESIGN, "Zero copy is for PVH").
+    pub zero_copy: bool,
+}
