@@ -1,0 +1,98 @@
+# Sourced in dom0: guests, service VMs and their disks.
+
+CONSOLES=/var/log/xen/console
+
+# wait_for SECONDS COMMAND...: until the command succeeds, or fail.
+wait_for() {
+    local left=$(($1 * 5)) trace=+x
+    shift
+    case $- in *x*) trace=-x ;; esac
+    set +x
+    until "$@" >/dev/null 2>&1; do
+        left=$((left - 1))
+        [ $left -gt 0 ] || break
+        usleep 200000
+    done
+    set $trace
+    [ $left -gt 0 ]
+}
+
+# domid NAME
+domid() {
+    xl domid "$1"
+}
+
+# said NAME WORDS: has the guest printed a line that begins with these words?
+said() {
+    grep -q "^$2" "$CONSOLES/guest-$1.log"
+}
+
+# guest NAME KERNEL [DISK...]: creates a stock guest (kernel 6.1 or 6.12) with disks in xl's syntax, and waits for its init.
+# Words for its kernel's command line can be given in GUEST_ARGS, its memory in GUEST_MEMORY (MiB), its type in GUEST_TYPE (pv or pvh).
+guest() {
+    local name=$1 kernel=$2 disks= spec
+    shift 2
+    for spec; do disks="$disks${disks:+,}'$spec'"; done
+    cat >"/run/lab/$name.cfg" <<EOF
+name="$name"
+type="${GUEST_TYPE:-pv}"
+memory=${GUEST_MEMORY:-256}
+vcpus=1
+kernel="/images/guest-$kernel/vmlinuz"
+ramdisk="/images/guest-$kernel/initramfs.img"
+extra="console=hvc0 quiet ${GUEST_ARGS:-}"
+disk=[$disks]
+on_poweroff="destroy"
+on_reboot="destroy"
+on_crash="destroy"
+EOF
+    xl create "/run/lab/$name.cfg" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
+    wait_for 60 said "$name" "@@ ready" || fail "guest $name does not come up"
+}
+
+# tell NAME SECONDS COMMAND...: has the guest's init run a command, and waits for its end. Fails with what the guest said.
+tell() {
+    local name=$1 limit=$2
+    shift 2
+    begin "$name" "$@"
+    ended "$name" "$limit"
+}
+
+# begin NAME COMMAND...: starts a command in a guest without waiting for it.
+begin() {
+    local name=$1 number
+    shift
+    number=$(($(cat "/run/lab/$name.asked" 2>/dev/null || echo 0) + 1))
+    echo $number >"/run/lab/$name.asked"
+    echo "$number $*" >"$(xenstore-read "/local/domain/$(domid "$name")/console/tty")"
+}
+
+# ended NAME SECONDS: waits for the end of the command that `begin` started last.
+ended() {
+    local name=$1 limit=$2 number
+    number=$(cat "/run/lab/$name.asked")
+    wait_for "$limit" said "$name" "@@ $number " || fail "guest $name gives no answer to command $number within $limit s"
+    said "$name" "@@ $number 0" || fail "guest $name: $(grep "^@@ $number " "$CONSOLES/guest-$name.log" | tr -d '\r' | cut -d' ' -f4-)"
+}
+
+# attach GUEST SPEC: a disk for a running guest; xl waits for the backend, we wait for the guest to see it.
+attach() {
+    xl block-attach "$1" "$2" || fail "xl block-attach $1 '$2' failed: $(tail -1 /run/lab/case.log)"
+}
+
+# detach GUEST VDEV
+detach() {
+    xl block-detach "$1" "$2" || fail "xl block-detach $1 $2 failed: $(tail -1 /run/lab/case.log)"
+}
+
+# Ends every domain except dom0: those that are not a service VM first.
+end_all_domains() {
+    local kind id
+    for kind in guest service; do
+        for id in $(xl list | awk 'NR > 1 && $2 != 0 { print $2 }'); do
+            if [ -e "/run/lab/service.$(xl domname "$id")" ]; then [ $kind = service ] || continue; else [ $kind = guest ] || continue; fi
+            xl destroy "$id"
+        done
+    done
+    rm -f /run/lab/service.* /run/lab/*.asked
+}

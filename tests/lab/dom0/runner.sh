@@ -1,0 +1,76 @@
+# Sourced by dom0's init: runs the cases in /lab/cases/order one after the other and reports each in one line on the console.
+#
+# A case is a file of shell commands that runs with `set -e` in its own process, with the functions of machines.sh and verify.sh. It ends with 0
+# (passed), 77 (skipped) or anything else (failed); the last line that it wrote with `note` is shown beside its name.
+
+now() {
+    cut -d' ' -f1 /proc/uptime
+}
+
+# note WORDS...: the detail shown beside the case's name.
+note() {
+    echo "$*" >/run/lab/note
+    echo "note: $*"
+}
+
+fail() {
+    note "$*"
+    exit 1
+}
+
+skip() {
+    note "$*"
+    exit 77
+}
+
+# Everything that helps to understand a case, on the serial line, which becomes its log.
+dump() {
+    local file
+    echo "@@ log $1 begin"
+    cat /run/lab/case.log
+    for file in /var/log/xen/console/*.log; do
+        [ -e "$file" ] || continue
+        echo "--- console of $(basename "$file" .log)"
+        tr -d '\r' <"$file"
+    done
+    if [ "$2" != 0 ]; then
+        echo "--- xl list"
+        xl list
+        echo "--- xenstore"
+        xenstore-ls -f /local/domain
+        echo "--- xl dmesg"
+        xl dmesg -c | tail -60
+        echo "--- dom0 dmesg"
+        dmesg | tail -30
+    fi
+    echo "@@ log $1 end"
+}
+
+# run_case NAME SECONDS: in a process of its own, with an end.
+run_case() {
+    local name=$1 limit=$2 start rc verdict
+    rm -f /run/lab/note /var/log/xen/console/*.log
+    start=$(now)
+    echo "@@ case $name START"
+    timeout -s KILL "$limit" sh -c ". /lab/machines.sh; . /lab/verify.sh; . /lab/runner.sh; set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
+    rc=$?
+    [ $rc = 137 ] && echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note
+    # What a case leaves behind is a failure of its own, whatever the case says of itself.
+    timeout -s KILL 90 sh -c ". /lab/machines.sh; . /lab/verify.sh; . /lab/runner.sh; end_all_domains; nothing_left" </dev/null >>/run/lab/case.log 2>&1 || {
+        [ $rc = 0 ] && rc=1
+    }
+    case $rc in
+    0) verdict=PASS ;;
+    77) verdict=SKIP ;;
+    *) verdict=FAIL ;;
+    esac
+    dump "$name" $rc
+    echo "@@ case $name $verdict $(awk -v a="$start" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }') $(cat /run/lab/note 2>/dev/null)"
+}
+
+run_cases() {
+    local name limit
+    while read -r name limit; do
+        run_case "$name" "$limit"
+    done </lab/cases/order
+}

@@ -1,0 +1,24 @@
+# Sourced in dom0: what must not be left behind.
+
+# grants GRANTER MAPPER: how many grants of domain GRANTER does domain MAPPER have mapped now, by Xen's own table?
+grants() {
+    xl dmesg -c >/dev/null
+    xl debug-keys g
+    xl dmesg -c >/run/lab/grants
+    awk -v granter="$1" -v mapper="$2" '
+        /grant-table for remote d/ { sub(/.*remote d/, ""); here = ($1 + 0 == granter) }
+        here && /^ *(\(XEN\) *)?\[/ { sub(/^.*\][ \t]*/, ""); if ($1 + 0 == mapper) n++ }
+        END { print n + 0 }' /run/lab/grants
+}
+
+# After every case: only dom0 in xl's list (no zombie), nothing of other domains in the store, no grant mapped.
+nothing_left() {
+    local rest
+    sleep 1
+    rest=$(xl list | awk 'NR > 1 && $2 != 0 { print $1 "(" $2 ")" }' | tr '\n' ' ')
+    [ -z "$rest" ] || fail "domains left behind: $rest"
+    rest=$(xenstore-ls -f /local/domain | grep -Ev '^/local/domain/0($|/| )' | head -3 | tr '\n' ' ')
+    rest="$rest$(xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -E '/backend/[a-z]+/[0-9]+/' | head -3 | tr '\n' ' ')"
+    rest="$rest$(xenstore-ls -f /libxl | grep -E '^/libxl/[1-9]' | head -3 | tr '\n' ' ')"
+    [ -z "$rest" ] || fail "xenstore nodes left behind: $rest"
+}

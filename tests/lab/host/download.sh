@@ -1,0 +1,50 @@
+# Sourced by `run`: what the lab's machines are made of, taken from Debian and unpacked, never installed.
+
+# Package of the newest kernel that a Debian meta package stands for.
+kernel_package() {
+    apt-cache depends --important "$1" | awk '/Depends: linux-image-/ { print $2; exit }'
+}
+
+# The packages whose files end up in dom0 or in a guest. Libraries that every Debian has (libc, zlib, ...) come from this machine, by ldd.
+tool_packages() {
+    echo xen-hypervisor-4.17-amd64 xen-utils-4.17 xen-utils-common xenstore-utils busybox-static
+    echo libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenmisc4.17 \
+        libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 libncurses6 libtinfo6
+    echo e2fsprogs libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 fio libaio1 libnuma1
+}
+
+# Fetch into $LAB/debs and unpack into $LAB/root (tools) and $LAB/kernels/{dom0,6.1,6.12}. A finished download is kept as it is.
+download() {
+    [ -e "$LAB/downloaded" ] && return
+    say "downloading Xen, kernels and tools into $LAB/debs"
+    apt-cache show xen-hypervisor-4.17-amd64 >/dev/null 2>&1 || apt-get update -qq ||
+        die "no package lists and 'apt-get update' failed: run it as root once"
+    local dom0 old new part
+    dom0=$(kernel_package linux-image-amd64)
+    old=$(kernel_package linux-image-cloud-amd64)
+    new=$(kernel_package linux-image-6.12-cloud-amd64)
+    rm -rf "$LAB/debs" "$LAB/root" "$LAB/kernels"
+    mkdir -p "$LAB"/debs "$LAB"/root "$LAB"/kernels/{dom0,6.1,6.12}
+    # shellcheck disable=SC2046
+    (cd "$LAB/debs" && apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$dom0" "$old" "$new" $(tool_packages)) ||
+        die "apt-get download failed (is Debian 12's package list in use?)"
+    for part in "$LAB"/debs/*.deb; do
+        case $part in
+        */"${dom0}"_*) dpkg -x "$part" "$LAB/kernels/dom0" ;;
+        */"${old}"_*) dpkg -x "$part" "$LAB/kernels/6.1" ;;
+        */"${new}"_*) dpkg -x "$part" "$LAB/kernels/6.12" ;;
+        *) dpkg -x "$part" "$LAB/root" ;;
+        esac
+    done
+    touch "$LAB/downloaded"
+}
+
+# The directory that holds the modules of a downloaded kernel: dom0, 6.1 or 6.12.
+modules_of() {
+    echo "$LAB/kernels/$1"/lib/modules/*
+}
+
+# The kernel image of a downloaded kernel.
+vmlinuz_of() {
+    echo "$LAB/kernels/$1"/boot/vmlinuz-*
+}

@@ -1,0 +1,113 @@
+# Sourced by `run`: the initramfs of dom0 and of the stock guests, as plain cpio archives that the kernel reads one after the other.
+
+BB_LIBS=usr/lib/x86_64-linux-gnu:lib/x86_64-linux-gnu
+
+# pack TREE FILE: one uncompressed archive (unpacking a compressed one costs emulated seconds).
+pack() {
+    (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio --quiet -0 -o -H newc -R 0:0) >"$2.new"
+    mv "$2.new" "$2"
+}
+
+# skeleton TREE: directories, busybox and its applets, /dev/console.
+skeleton() {
+    rm -rf "$1"
+    mkdir -p "$1"/{bin,dev,etc,lib,lib64,mnt,modules,proc,root,run,sbin,sys,tmp,usr/lib,usr/bin,usr/sbin,var/lib,var/log}
+    ln -s ../run "$1/var/run"
+    cp "$LAB/root/bin/busybox" "$1/bin/busybox"
+    local name
+    for name in $("$1/bin/busybox" --list); do
+        [ "$name" = busybox ] || ln -s busybox "$1/bin/$name"
+    done
+}
+
+# with_libraries TREE PATH...: copies programs out of the unpacked packages, and every library they are linked to.
+with_libraries() {
+    local tree=$1 path lib dirs
+    shift
+    dirs="$LAB/stubs:$LAB/root/${BB_LIBS//:/:$LAB/root/}"
+    for path in "$@"; do
+        mkdir -p "$tree/$(dirname "$path")"
+        rm -f "$tree/$path"
+        cp -L "$LAB/root/$path" "$tree/$path"
+        LD_LIBRARY_PATH=$dirs ldd "$LAB/root/$path" >"$LAB/ldd" 2>/dev/null || die "ldd $path failed"
+        grep -q 'not found' "$LAB/ldd" && die "$path: $(grep 'not found' "$LAB/ldd" | tr '\n' ' ')"
+        for lib in $(awk '$2 == "=>" { print $3 }' "$LAB/ldd"); do
+            cp -Ln "$lib" "$tree/lib/"
+        done
+    done
+    cp -Ln /lib64/ld-linux-x86-64.so.2 "$tree/lib64/"
+}
+
+# with_modules TREE KERNEL MODULE...: unpacked modules, flat, and their order of loading in /modules/order.
+with_modules() {
+    local tree=$1 kernel=$2 name file
+    shift 2
+    for name in "$@"; do
+        file=$(find "$(modules_of "$kernel")" -name "$name.ko*" | head -1)
+        [ -n "$file" ] || die "kernel $kernel has no module $name"
+        case $file in
+        *.xz) xz -dc "$file" >"$tree/modules/$name.ko" ;;
+        *) cp "$file" "$tree/modules/$name.ko" ;;
+        esac
+        echo "$name" >>"$tree/modules/order"
+    done
+}
+
+# Debian's fio is linked to the clients of Ceph, Gluster, RDMA and NBD. The guest uses none of them: in place of their 100 MB it gets empty
+# libraries with the same names, versions and symbols.
+stub_libraries() {
+    local fio=$LAB/root/usr/bin/fio so version
+    rm -rf "$LAB/stubs"
+    mkdir -p "$LAB/stubs"
+    as -o "$LAB/stubs/empty.o" </dev/null
+    # Lines "SYMBOL VERSION" of everything fio wants, and "LIBRARY VERSION" of who should have it.
+    nm -D --undefined-only "$fio" | awk '{ sub(/@@?/, " ", $NF); print $NF }' >"$LAB/stubs/symbols"
+    readelf -W --version-info "$fio" |
+        awk '/File: / { for (i = 1; i <= NF; i++) if ($i == "File:") so = $(i + 1) } / Name: / { for (i = 1; i <= NF; i++) if ($i == "Name:") print so, $(i + 1) }' \
+            >"$LAB/stubs/versions"
+    for so in $(readelf -dW "$fio" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+        case $so in libc.* | libm.* | libz.* | libaio.* | libnuma.* | ld-*) continue ;; esac
+        : >"$LAB/stubs/map"
+        : >"$LAB/stubs/args"
+        for version in $(awk -v so="$so" '$1 == so { print $2 }' "$LAB/stubs/versions"); do
+            awk -v v="$version" '$2 == v { printf "--defsym=%s=0\n", $1 }' "$LAB/stubs/symbols" >>"$LAB/stubs/args"
+            awk -v v="$version" 'BEGIN { printf "%s {", v } $2 == v { printf " %s;", $1 } END { print " };" }' "$LAB/stubs/symbols" >>"$LAB/stubs/map"
+        done
+        # Libraries without versions: every symbol without one will do, in each of them.
+        [ -s "$LAB/stubs/map" ] || awk 'NF == 1 { printf "--defsym=%s=0\n", $1 }' "$LAB/stubs/symbols" >"$LAB/stubs/args"
+        # shellcheck disable=SC2046
+        ld -shared -soname "$so" $([ -s "$LAB/stubs/map" ] && echo "--version-script=$LAB/stubs/map") \
+            -o "$LAB/stubs/$so" "@$LAB/stubs/args" "$LAB/stubs/empty.o" || die "cannot make an empty $so"
+    done
+}
+
+# Guests: a stock Debian kernel, its own xen-blkfront, busybox, e2fsprogs and fio. $1: 6.1 or 6.12.
+build_guest() {
+    local kernel=$1 tree=$LAB/build/guest-$1 out=$LAB/build/images-$1/images/guest-$1
+    skeleton "$tree"
+    with_libraries "$tree" sbin/mkfs.ext4 sbin/fsck.ext4 usr/bin/fio
+    with_modules "$tree" "$kernel" xen-blkfront
+    cp "$HERE/guest/init" "$HERE/guest/checks" "$tree/"
+    mkdir -p "$out"
+    pack "$tree" "$out/initramfs.img"
+    cp "$(vmlinuz_of "$kernel")" "$out/vmlinuz"
+    pack "$LAB/build/images-$kernel" "$LAB/build/guest-$kernel.cpio"
+}
+
+# dom0 without the cases: toolstack, console and store daemons, modules.
+build_dom0() {
+    local tree=$LAB/build/dom0 name
+    skeleton "$tree"
+    with_libraries "$tree" usr/lib/xen-4.17/bin/{xl,xenstored,xen-init-dom0,xenconsoled,xenconsole,libxl-save-helper} \
+        usr/bin/xenstore-{read,write,ls,rm,list,exists,watch,chmod}
+    # libxl cancels threads, which loads this one only when it happens.
+    cp -L /usr/lib/x86_64-linux-gnu/libgcc_s.so.1 "$tree/lib/"
+    with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback brd loop
+    mkdir -p "$tree/etc/xen/scripts" "$tree/var/lib/xen"
+    cp "$HERE/dom0/block" "$tree/etc/xen/scripts/"
+    cp "$HERE/dom0/init" "$tree/init"
+    for name in passwd group; do echo "root:x:0:0:root:/root:/bin/sh" >"$tree/etc/$name"; done
+    : >"$tree/etc/xen/xl.conf"
+    pack "$tree" "$LAB/build/dom0.cpio"
+    zcat "$LAB"/root/boot/xen-4.17-amd64.gz >"$LAB/build/xen"
+}
