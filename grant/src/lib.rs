@@ -10,10 +10,13 @@
 //! 2. a request is copied once and the copy is validated;
 //! 3. whoever submits owns: [`uring`] keeps memory mapped while the kernel may touch it.
 
+pub mod caps;
 pub mod embedded;
 pub mod heap;
+pub mod memory;
 pub mod pages;
 pub mod ring;
+pub mod uring;
 pub mod xen;
 
 use std::fmt;
@@ -127,6 +130,18 @@ pub struct GrantCounts {
     pub copy_calls: u64,
     /// Segments they carried.
     pub segments_copied: u64,
+}
+
+/// Refuses a batch of copies that names bytes outside of a page of the peer or outside of `local`: gntdev fails
+/// such a batch as a whole, so every world does.
+pub(crate) fn check_copy(local: &Pages, segments: &[CopySegment]) -> io::Result<()> {
+    let fits = |segment: &CopySegment| {
+        let len = usize::from(segment.len);
+        len != 0
+            && usize::from(segment.offset) + len <= PAGE_SIZE
+            && segment.local.checked_add(len).is_some_and(|end| end <= local.len())
+    };
+    if segments.iter().all(fits) { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 /// A backend's way to the pages one peer granted to it. One value per peer and thread (one gntdev fd, so that

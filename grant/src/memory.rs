@@ -1,0 +1,203 @@
+//! The memory an io_uring may be reading or writing: grant mappings and arenas, owned per queue.
+//!
+//! The rule is "whoever submits owns": a mapping is *adopted* here, operations name it by [`Span`], and giving it
+//! up ([`Memory::retire`]) unmaps it only after every operation that was in flight at that moment has ended. Each
+//! operation belongs to a generation; retiring closes the current one. Retiring is rare, so the cost for an
+//! operation is two additions.
+
+use std::collections::VecDeque;
+use std::io;
+
+use crate::uring::BufferTable;
+use crate::{Pages, SharedMemory};
+
+/// Names an adopted mapping of one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RegionId(pub(crate) u16);
+
+/// `len` bytes at `offset` of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The mapping.
+    pub region: RegionId,
+    /// First byte in it.
+    pub offset: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl Span {
+    /// Nothing, in no particular place: the filler of span tables.
+    pub const EMPTY: Span = Span { region: RegionId(0), offset: 0, len: 0 };
+
+    /// True when `next` continues this span in memory.
+    #[inline]
+    pub fn continues(&self, next: &Span) -> bool {
+        self.region == next.region && self.offset + self.len == next.offset
+    }
+}
+
+struct Region {
+    /// Dropped after `buffer` was taken out of the ring's table, see [`Memory::free`].
+    memory: SharedMemory,
+    pages: Pages,
+    buffer: Option<u16>,
+}
+
+/// All memory of one queue. Lives inside [`crate::uring::Uring`], which alone may submit operations on it.
+pub struct Memory {
+    regions: Vec<Option<Region>>,
+    vacant: Vec<u16>,
+    /// In flight per generation; the front one is number `first`.
+    flying: VecDeque<u32>,
+    first: u64,
+    retired: VecDeque<(u64, Region)>,
+    fixed: bool,
+}
+
+/// Most regions of one queue: an arena and slabs of persistent grants.
+pub const MAX_REGIONS: usize = u16::MAX as usize;
+
+impl Memory {
+    /// `fixed` asks for registration with the ring where the kernel allows it.
+    pub(crate) fn new(fixed: bool) -> Memory {
+        Memory {
+            regions: Vec::new(),
+            vacant: Vec::new(),
+            flying: VecDeque::from([0]),
+            first: 0,
+            retired: VecDeque::new(),
+            fixed,
+        }
+    }
+
+    /// Takes a mapping over, and registers it as a fixed buffer if that works for *this* mapping.
+    ///
+    /// # Errors
+    /// Gives the mapping back when there are [`MAX_REGIONS`] already.
+    pub(crate) fn adopt(&mut self, memory: SharedMemory, table: &mut BufferTable<'_>) -> Result<RegionId, SharedMemory> {
+        let index = match self.vacant.pop() {
+            Some(index) => index,
+            None if self.regions.len() < MAX_REGIONS => {
+                self.regions.push(None);
+                (self.regions.len() - 1) as u16
+            }
+            None => return Err(memory),
+        };
+        let pages = memory.pages();
+        let buffer = match self.fixed {
+            true => table.insert(&pages),
+            false => None,
+        };
+        if buffer.is_none() {
+            // A refusal is about the kind of mapping or the memlock limit: asking again for each slab is a waste.
+            self.fixed = false;
+        }
+        self.regions[usize::from(index)] = Some(Region { memory, pages, buffer });
+        Ok(RegionId(index))
+    }
+
+    /// True while mappings are accepted as fixed buffers.
+    pub fn fixed(&self) -> bool {
+        self.fixed
+    }
+
+    /// Gives a mapping up. It is unmapped now, or when the last operation in flight has ended.
+    pub(crate) fn retire(&mut self, region: RegionId, table: &mut BufferTable<'_>) -> io::Result<()> {
+        let Some(region) = self.regions.get_mut(usize::from(region.0)).and_then(Option::take).map(|r| {
+            self.vacant.push(region.0);
+            r
+        }) else {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        };
+        if self.in_flight() == 0 {
+            return Memory::free(region, table);
+        }
+        self.retired.push_back((self.first + self.flying.len() as u64 - 1, region));
+        self.flying.push_back(0);
+        Ok(())
+    }
+
+    fn free(mut region: Region, table: &mut BufferTable<'_>) -> io::Result<()> {
+        // A registered buffer is a long-term pin: it must go first, or the unmap waits for it (block.md F12).
+        if let Some(buffer) = region.buffer.take() {
+            table.remove(buffer);
+        }
+        drop(region.pages);
+        region.memory.unmap()
+    }
+
+    /// Operations the kernel has not ended.
+    pub fn in_flight(&self) -> u32 {
+        self.flying.iter().sum()
+    }
+
+    /// Mappings held, given up ones that still wait included.
+    pub fn mapped(&self) -> usize {
+        self.regions.iter().flatten().count() + self.retired.len()
+    }
+
+    /// An operation starts; what is returned goes to [`Memory::ended`].
+    #[inline]
+    pub(crate) fn started(&mut self) -> u64 {
+        let newest = self.flying.len() - 1;
+        self.flying[newest] += 1;
+        self.first + newest as u64
+    }
+
+    /// An operation has ended. True when that lets [`Memory::collect`] free something.
+    #[inline]
+    pub(crate) fn ended(&mut self, generation: u64) -> bool {
+        let at = (generation - self.first) as usize;
+        self.flying[at] -= 1;
+        self.flying[at] == 0 && at == 0 && self.flying.len() > 1
+    }
+
+    /// Unmaps what was given up and is no longer touched.
+    #[cold]
+    pub(crate) fn collect(&mut self, table: &mut BufferTable<'_>) {
+        while self.flying.len() > 1 && self.flying[0] == 0 {
+            self.flying.pop_front();
+            self.first += 1;
+        }
+        while self.retired.front().is_some_and(|(generation, _)| *generation < self.first) {
+            if let Some((_, region)) = self.retired.pop_front()
+                && let Err(error) = Memory::free(region, table)
+            {
+                tracing::error!(%error, "unmapping retired memory failed");
+            }
+        }
+    }
+
+    /// The pages of a region; `None` after it was given up.
+    #[inline]
+    pub fn pages(&self, region: RegionId) -> Option<&Pages> {
+        self.regions.get(usize::from(region.0))?.as_ref().map(|region| &region.pages)
+    }
+
+    #[inline]
+    pub(crate) fn buffer(&self, region: RegionId) -> Option<u16> {
+        self.regions.get(usize::from(region.0))?.as_ref()?.buffer
+    }
+
+    /// Copies `len` bytes inside this memory.
+    ///
+    /// # Panics
+    /// When a place is outside of its region: places are ours, never a peer's.
+    #[inline]
+    pub fn copy(&self, to: (RegionId, usize), from: (RegionId, usize), len: usize) {
+        let (target, source) = (self.pages(to.0).expect("a live region"), self.pages(from.0).expect("a live region"));
+        target.copy_from(to.1, source, from.1, len);
+    }
+
+    /// The regions that are not given up.
+    pub(crate) fn region_ids(&self) -> Vec<RegionId> {
+        (0..self.regions.len()).filter(|&at| self.regions[at].is_some()).map(|at| RegionId(at as u16)).collect()
+    }
+
+    /// Leaks every mapping: for a ring that is torn down while the kernel still works on it.
+    pub(crate) fn leak(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.regions));
+        std::mem::forget(std::mem::take(&mut self.retired));
+    }
+}

@@ -1,0 +1,553 @@
+//! One thread's io_uring and everything that is in flight on it.
+//!
+//! Callers are safe code: they name memory by [`Span`] (adopted into a queue's [`Memory`]), files by [`FileSlot`],
+//! and get a [`Completion`] with what they said at submission. An operation's memory stays mapped until its
+//! completion, whatever the caller drops.
+//!
+//! File slot 0 is the **fence**: the write end of a pipe that stands in this ring's file table and nowhere else.
+//! Its reader sees a hang-up exactly when the kernel has finished with every request of the ring (DESIGN, "Built for
+//! recovery"). The slot is never updated and the table never unregistered.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+use io_uring::{IoUring, Submitter, opcode, types};
+
+use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
+use crate::memory::{Memory, RegionId, Span};
+use crate::{Pages, SharedMemory};
+
+/// A file in the ring's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSlot(u32);
+
+/// Names one queue's [`Memory`] in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryId(u16);
+
+/// What kind of transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the file into memory.
+    Read,
+    /// From memory to the file.
+    Write,
+}
+
+/// One read or write: `len` bytes at `at` of the file, from or to byte `start` of the request's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Which way.
+    pub direction: Direction,
+    /// The file.
+    pub file: FileSlot,
+    /// Byte offset in the file.
+    pub at: u64,
+    /// First byte in the memory of the request.
+    pub start: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// Whose operation it is: given at submission, returned on completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The queue's memory, which is also the queue's number on its thread.
+    pub memory: MemoryId,
+    /// The request.
+    pub slot: u16,
+}
+
+/// What an operation was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A read or write.
+    Transfer(Transfer),
+    /// `fdatasync`.
+    Flush,
+    /// A timeout.
+    Timeout,
+    /// The thread's own poll of a descriptor; the number says which.
+    Poll(u32),
+}
+
+/// An operation has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// As submitted.
+    pub owner: Owner,
+    /// As submitted.
+    pub operation: Operation,
+    /// As the kernel answered: a count, or a negative errno.
+    pub result: i32,
+}
+
+/// What is to be done about a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// The rest must be submitted again: a short transfer, or EINTR/EAGAIN.
+    Again(Transfer),
+    /// It failed with this errno.
+    Failed(i32),
+}
+
+impl Completion {
+    /// Classifies the result; the one place that knows about short transfers.
+    #[inline]
+    pub fn outcome(&self) -> Outcome {
+        let again = self.result == -libc::EINTR || self.result == -libc::EAGAIN;
+        match self.operation {
+            Operation::Transfer(transfer) if again => Outcome::Again(transfer),
+            _ if self.result < 0 && !(self.operation == Operation::Timeout && self.result == -libc::ETIME) => {
+                Outcome::Failed(-self.result)
+            }
+            Operation::Transfer(transfer) => {
+                let moved = self.result as u32;
+                match transfer.len.checked_sub(moved) {
+                    Some(0) => Outcome::Done,
+                    // Nothing moved and no error: the file is shorter than the disk says.
+                    _ if moved == 0 => Outcome::Failed(libc::EIO),
+                    Some(rest) => Outcome::Again(Transfer {
+                        at: transfer.at + u64::from(moved),
+                        start: transfer.start + moved,
+                        len: rest,
+                        ..transfer
+                    }),
+                    None => Outcome::Failed(libc::EIO),
+                }
+            }
+            _ => Outcome::Done,
+        }
+    }
+}
+
+/// The ring's table of fixed buffers.
+pub struct BufferTable<'a> {
+    submitter: Submitter<'a>,
+    vacant: &'a mut Vec<u16>,
+}
+
+impl BufferTable<'_> {
+    /// Registers a mapping; `None` when the kernel refuses this mapping or the table is full.
+    pub(crate) fn insert(&mut self, pages: &Pages) -> Option<u16> {
+        let slot = self.vacant.pop()?;
+        let address = pages.address(0, pages.len())?;
+        let buffer = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: pages.len() };
+        // SAFETY: the mapping outlives its registration: Memory::free removes the buffer before it unmaps.
+        let result = unsafe { self.submitter.register_buffers_update(u32::from(slot), &[buffer], None) };
+        if let Err(error) = result {
+            tracing::debug!(%error, bytes = pages.len(), "not usable as a fixed buffer");
+            self.vacant.push(slot);
+            return None;
+        }
+        Some(slot)
+    }
+
+    /// Takes a mapping out of the table.
+    pub(crate) fn remove(&mut self, slot: u16) {
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: an empty entry refers to no memory.
+        match unsafe { self.submitter.register_buffers_update(u32::from(slot), &[nothing], None) } {
+            Ok(()) => self.vacant.push(slot),
+            Err(error) => tracing::error!(%error, slot, "a fixed buffer could not be unregistered"),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct InFlight {
+    owner: Owner,
+    operation: Operation,
+    generation: u64,
+}
+
+/// Vectors that one submission may name; more and the batch is submitted early.
+const VECTORS: usize = 4096;
+/// Entries of the submission queue.
+const ENTRIES: u32 = 256;
+/// Owner of operations that belong to no queue.
+const THREAD: MemoryId = MemoryId(u16::MAX);
+
+/// One thread's ring.
+pub struct Uring {
+    ring: IoUring,
+    caps: Caps,
+    memories: Vec<Option<Memory>>,
+    flying: Vec<Option<InFlight>>,
+    vacant: Vec<u32>,
+    vectors: Vec<libc::iovec>,
+    timeouts: Vec<types::Timespec>,
+    files: Vec<u32>,
+    buffers: Vec<u16>,
+    enters: u64,
+}
+
+impl Uring {
+    /// Makes the ring of the calling thread; no other thread may use it. `fence` goes into file slot 0 and is
+    /// closed everywhere else in this process before anything is submitted.
+    ///
+    /// # Errors
+    /// See [`caps::check_io_uring`].
+    pub fn new(fence: Option<OwnedFd>) -> io::Result<Uring> {
+        let (ring, caps) = caps::open_ring(ENTRIES)?;
+        if let Some(fence) = fence {
+            ring.submitter().register_files_update(0, &[fence.as_raw_fd()])?;
+        }
+        Ok(Uring {
+            ring,
+            caps,
+            memories: Vec::new(),
+            flying: Vec::new(),
+            vacant: Vec::new(),
+            vectors: Vec::with_capacity(VECTORS),
+            timeouts: Vec::with_capacity(ENTRIES as usize),
+            files: (1..FILE_SLOTS).rev().collect(),
+            buffers: if caps.buffer_table { (0..BUFFER_SLOTS as u16).rev().collect() } else { Vec::new() },
+            enters: 0,
+        })
+    }
+
+    /// What the kernel offers.
+    pub fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    /// `io_uring_enter` calls so far.
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    /// Opens a queue's memory. `operations` are set aside, so that nothing is allocated while it runs.
+    pub fn open_memory(&mut self, fixed: bool, operations: usize) -> MemoryId {
+        let memory = Memory::new(fixed && self.caps.buffer_table);
+        self.flying.reserve(operations);
+        self.vacant.reserve(operations);
+        match self.memories.iter().position(Option::is_none) {
+            Some(at) => {
+                self.memories[at] = Some(memory);
+                MemoryId(at as u16)
+            }
+            None => {
+                self.memories.push(Some(memory));
+                MemoryId((self.memories.len() - 1) as u16)
+            }
+        }
+    }
+
+    /// Closes a queue's memory; everything in it is unmapped.
+    ///
+    /// # Errors
+    /// `EBUSY` while operations are in flight; nothing is closed then.
+    pub fn close_memory(&mut self, id: MemoryId) -> io::Result<()> {
+        let Some(memory) = self.memories.get(usize::from(id.0)).and_then(Option::as_ref) else {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        };
+        if memory.in_flight() > 0 {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let regions = memory.region_ids();
+        let mut result = Ok(());
+        for region in regions {
+            result = result.and(self.retire(id, region));
+        }
+        self.memories[usize::from(id.0)] = None;
+        result
+    }
+
+    /// A queue's memory.
+    ///
+    /// # Panics
+    /// When it was closed.
+    #[inline]
+    pub fn memory(&self, id: MemoryId) -> &Memory {
+        self.memories[usize::from(id.0)].as_ref().expect("an open memory")
+    }
+
+    fn with_table<T>(&mut self, id: MemoryId, act: impl FnOnce(&mut Memory, &mut BufferTable<'_>) -> T) -> T {
+        let memory = self.memories[usize::from(id.0)].as_mut().expect("an open memory");
+        let mut table = BufferTable { submitter: self.ring.submitter(), vacant: &mut self.buffers };
+        act(memory, &mut table)
+    }
+
+    /// Takes a mapping into a queue's memory.
+    ///
+    /// # Errors
+    /// Gives it back when there are too many.
+    pub fn adopt(&mut self, id: MemoryId, memory: SharedMemory) -> Result<RegionId, SharedMemory> {
+        self.with_table(id, |owner, table| owner.adopt(memory, table))
+    }
+
+    /// Gives a mapping up; unmapped when nothing that is in flight can touch it.
+    ///
+    /// # Errors
+    /// What unmapping said, if it was done at once.
+    pub fn retire(&mut self, id: MemoryId, region: RegionId) -> io::Result<()> {
+        self.with_table(id, |owner, table| owner.retire(region, table))
+    }
+
+    /// Puts a file into the table; the caller may close its own descriptor.
+    ///
+    /// # Errors
+    /// `ENFILE` when the table is full, or what the kernel says.
+    pub fn register_file(&mut self, file: BorrowedFd<'_>) -> io::Result<FileSlot> {
+        let slot = self.files.pop().ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))?;
+        match self.ring.submitter().register_files_update(slot, &[file.as_raw_fd()]) {
+            Ok(_) => Ok(FileSlot(slot)),
+            Err(error) => {
+                self.files.push(slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a file out of the table.
+    ///
+    /// # Errors
+    /// What the kernel says; the slot is not used again then.
+    pub fn unregister_file(&mut self, slot: FileSlot) -> io::Result<()> {
+        self.ring.submitter().register_files_update(slot.0, &[-1])?;
+        self.files.push(slot.0);
+        Ok(())
+    }
+
+    /// Submits a read or write over `spans`, the whole memory of the request.
+    ///
+    /// # Panics
+    /// When the transfer is longer than the spans: both are ours.
+    #[inline]
+    pub fn transfer(&mut self, owner: Owner, transfer: Transfer, spans: &[Span]) {
+        if self.vectors.len() + spans.len() > VECTORS {
+            self.submit();
+        }
+        let first = self.vectors.len();
+        let memory = self.memories[usize::from(owner.memory.0)].as_ref().expect("an open memory");
+        let whole = gather(memory, &mut self.vectors, spans, transfer.start, transfer.len);
+        let vectors = &self.vectors[first..];
+        let fixed = whole.and_then(|region| memory.buffer(region));
+        let entry = match (fixed, vectors) {
+            (Some(buffer), [one]) => one_fixed(&transfer, one, buffer),
+            (None, [one]) => one_plain(&transfer, one),
+            (Some(buffer), many) if self.caps.vectored_fixed => many_fixed(&transfer, many, buffer),
+            (_, many) => many_plain(&transfer, many),
+        };
+        self.push(owner, Operation::Transfer(transfer), entry);
+    }
+
+    /// Submits an `fdatasync` of the file.
+    pub fn flush(&mut self, owner: Owner, file: FileSlot) {
+        let entry = opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build();
+        self.push(owner, Operation::Flush, entry);
+    }
+
+    /// Completes after `delay`.
+    pub fn timeout(&mut self, owner: Owner, delay: Duration) {
+        if self.timeouts.len() == self.timeouts.capacity() {
+            self.submit();
+        }
+        self.timeouts.push(types::Timespec::from(delay));
+        let entry = opcode::Timeout::new(self.timeouts.last().expect("just pushed")).build();
+        self.push(owner, Operation::Timeout, entry);
+    }
+
+    /// Completes when `fd`, which the thread keeps open, is readable. `number` comes back in the operation.
+    pub fn poll(&mut self, number: u32, fd: BorrowedFd<'_>) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), libc::POLLIN as u32).build();
+        self.push(Owner { memory: THREAD, slot: 0 }, Operation::Poll(number), entry);
+    }
+
+    #[inline]
+    fn push(&mut self, owner: Owner, operation: Operation, entry: Entry) {
+        if self.ring.submission().is_full() {
+            self.submit();
+        }
+        let generation = match self.memories.get_mut(usize::from(owner.memory.0)) {
+            Some(Some(memory)) => memory.started(),
+            _ => 0,
+        };
+        let at = self.vacant.pop().unwrap_or_else(|| {
+            self.flying.push(None);
+            (self.flying.len() - 1) as u32
+        });
+        self.flying[at as usize] = Some(InFlight { owner, operation, generation });
+        // SAFETY: the entry names memory of `owner`, which Memory keeps mapped until the operation has ended, vectors
+        // and timeouts, which stay in place until the submission (the kernel copies them: FEAT_SUBMIT_STABLE), and
+        // files of the ring's table or descriptors the thread keeps.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(u64::from(at))) };
+        // There is room: a full queue was submitted above.
+        pushed.expect("room in the submission queue");
+    }
+
+    /// Hands everything over to the kernel; returns when the queue is empty again.
+    pub fn submit(&mut self) {
+        while !self.ring.submission().is_empty() {
+            self.enters += 1;
+            if let Err(error) = self.ring.submit() {
+                self.refused(error);
+            }
+        }
+        self.vectors.clear();
+        self.timeouts.clear();
+    }
+
+    /// Submits, waits for at least one completion, or `timeout`; one system call.
+    pub fn submit_and_wait(&mut self, timeout: Option<Duration>) {
+        self.enters += 1;
+        let result = match timeout {
+            None => self.ring.submit_and_wait(1),
+            Some(timeout) => {
+                let timespec = types::Timespec::from(timeout);
+                let args = types::SubmitArgs::new().timespec(&timespec);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+        };
+        match result {
+            Err(error) if error.raw_os_error() != Some(libc::ETIME) => self.refused(error),
+            _ => {}
+        }
+        // A partial submission is finished before the vectors are used again.
+        self.submit();
+    }
+
+    /// Submits without waiting and lets the kernel process what has ended.
+    pub fn submit_and_peek(&mut self) {
+        if self.ring.submission().taskrun() || self.ring.submission().cq_overflow() {
+            self.submit();
+            self.enters += 1;
+            // SAFETY: no signal mask and no argument are passed; GETEVENTS with 0 events only runs completions.
+            let result = unsafe {
+                self.ring.submitter().enter::<libc::sigset_t>(0, 0, io_uring::EnterFlags::GETEVENTS.bits(), None)
+            };
+            if let Err(error) = result {
+                self.refused(error);
+            }
+        } else {
+            self.submit();
+        }
+    }
+
+    /// True when something has ended, as far as can be told without a system call.
+    #[inline]
+    pub fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
+    #[cold]
+    fn refused(&self, error: io::Error) {
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            // The kernel is short of memory or its completion queue is full: the caller reaps and comes again.
+            Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
+            _ => panic!("io_uring_enter failed: {error}"),
+        }
+    }
+
+    /// The next completion, if there is one; never waits.
+    #[inline]
+    pub fn reap(&mut self) -> Option<Completion> {
+        let entry = self.ring.completion().next()?;
+        let at = entry.user_data() as usize;
+        let flying = self.flying[at].take().expect("one completion per operation");
+        self.vacant.push(at as u32);
+        if let Some(Some(memory)) = self.memories.get_mut(usize::from(flying.owner.memory.0))
+            && memory.ended(flying.generation)
+        {
+            self.with_table(flying.owner.memory, Memory::collect);
+        }
+        Some(Completion { owner: flying.owner, operation: flying.operation, result: entry.result() })
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // What the kernel still works on must stay mapped: the process is ending, and its exit waits for the kernel.
+        for memory in self.memories.iter_mut().flatten() {
+            if memory.in_flight() > 0 {
+                memory.leak();
+            }
+        }
+        let ids: Vec<MemoryId> = (0..self.memories.len()).map(|at| MemoryId(at as u16)).collect();
+        for id in ids {
+            if self.memories[usize::from(id.0)].is_some()
+                && let Err(error) = self.close_memory(id)
+                && error.raw_os_error() != Some(libc::EBUSY)
+            {
+                tracing::error!(%error, "unmapping at the end failed");
+            }
+        }
+    }
+}
+
+/// Appends the vectors for `len` bytes from byte `start` of `spans`, neighbours joined. Returns the region when
+/// they all lie in one.
+#[inline]
+fn gather(memory: &Memory, vectors: &mut Vec<libc::iovec>, spans: &[Span], start: u32, len: u32) -> Option<RegionId> {
+    let (mut skip, mut left) = (start, len);
+    let mut last: Option<Span> = None;
+    let mut region = spans.first().map(|span| span.region);
+    for span in spans {
+        if skip >= span.len {
+            skip -= span.len;
+            continue;
+        }
+        let part = Span { offset: span.offset + skip, len: (span.len - skip).min(left), ..*span };
+        skip = 0;
+        left -= part.len;
+        last = Some(match last {
+            Some(before) if before.continues(&part) => {
+                let joined = vectors.last_mut().expect("a vector of the span before");
+                joined.iov_len += part.len as usize;
+                Span { len: before.len + part.len, ..before }
+            }
+            _ => {
+                let pages = memory.pages(part.region).expect("a live region");
+                let address = pages.address(part.offset as usize, part.len as usize).expect("inside of the region");
+                vectors.push(libc::iovec { iov_base: address.as_ptr().cast(), iov_len: part.len as usize });
+                part
+            }
+        });
+        if region != Some(part.region) {
+            region = None;
+        }
+        if left == 0 {
+            break;
+        }
+    }
+    assert_eq!(left, 0, "a transfer longer than its memory");
+    region
+}
+
+fn one_fixed(transfer: &Transfer, vector: &libc::iovec, buffer: u16) -> Entry {
+    let (file, base, len) = (types::Fixed(transfer.file.0), vector.iov_base.cast::<u8>(), transfer.len);
+    match transfer.direction {
+        Direction::Read => opcode::ReadFixed::new(file, base, len, buffer).offset(transfer.at).build(),
+        Direction::Write => opcode::WriteFixed::new(file, base, len, buffer).offset(transfer.at).build(),
+    }
+}
+
+fn one_plain(transfer: &Transfer, vector: &libc::iovec) -> Entry {
+    let (file, base, len) = (types::Fixed(transfer.file.0), vector.iov_base.cast::<u8>(), transfer.len);
+    match transfer.direction {
+        Direction::Read => opcode::Read::new(file, base, len).offset(transfer.at).build(),
+        Direction::Write => opcode::Write::new(file, base, len).offset(transfer.at).build(),
+    }
+}
+
+fn many_fixed(transfer: &Transfer, vectors: &[libc::iovec], buffer: u16) -> Entry {
+    let (file, first, count) = (types::Fixed(transfer.file.0), vectors.as_ptr(), vectors.len() as u32);
+    match transfer.direction {
+        Direction::Read => opcode::ReadvFixed::new(file, first, count, buffer).offset(transfer.at).build(),
+        Direction::Write => opcode::WritevFixed::new(file, first, count, buffer).offset(transfer.at).build(),
+    }
+}
+
+fn many_plain(transfer: &Transfer, vectors: &[libc::iovec]) -> Entry {
+    let (file, first, count) = (types::Fixed(transfer.file.0), vectors.as_ptr(), vectors.len() as u32);
+    match transfer.direction {
+        Direction::Read => opcode::Readv::new(file, first, count).offset(transfer.at).build(),
+        Direction::Write => opcode::Writev::new(file, first, count).offset(transfer.at).build(),
+    }
+}
