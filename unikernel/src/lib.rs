@@ -1,1 +1,5 @@
+//! The appliance and the command `windsor`.
 #![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod image;
