@@ -10,11 +10,17 @@
 //! 2. a request is copied once and the copy is validated;
 //! 3. whoever submits owns: [`uring`] keeps memory mapped while the kernel may touch it.
 
+pub mod arena;
 pub mod caps;
 pub mod embedded;
 pub mod heap;
+pub mod journal;
+pub mod memfd;
 pub mod memory;
+pub mod meter;
 pub mod pages;
+pub mod persistent;
+pub mod reactor;
 pub mod ring;
 pub mod uring;
 pub mod xen;

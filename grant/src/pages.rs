@@ -5,7 +5,7 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -240,6 +240,32 @@ impl Pages {
         let address = self.checked(offset, 4, 4);
         // SAFETY: in range and aligned (checked), mapped as long as self lives; atomics tolerate any writer.
         unsafe { AtomicU32::from_ptr(address.as_ptr().cast()) }
+    }
+
+    #[inline]
+    fn atomic64(&self, offset: usize) -> &AtomicU64 {
+        let address = self.checked(offset, 8, 8);
+        // SAFETY: in range and aligned (checked), mapped as long as self lives; atomics tolerate any writer.
+        unsafe { AtomicU64::from_ptr(address.as_ptr().cast()) }
+    }
+
+    /// Adds to a counter that only this thread writes.
+    #[inline]
+    pub(crate) fn add_counter(&self, offset: usize, n: u64) {
+        let counter = self.atomic64(offset);
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Sets a counter.
+    #[inline]
+    pub(crate) fn store_counter(&self, offset: usize, value: u64) {
+        self.atomic64(offset).store(value, Ordering::Relaxed);
+    }
+
+    /// Reads a counter.
+    #[inline]
+    pub(crate) fn load_counter(&self, offset: usize) -> u64 {
+        self.atomic64(offset).load(Ordering::Relaxed)
     }
 
     /// The `u16` at `offset` as an atomic.

@@ -127,6 +127,14 @@ impl BackRing {
         self.req_cons = self.req_cons.wrapping_add(1);
     }
 
+    /// Copies the next request straight to `offset` of our own shared memory and moves on.
+    #[inline]
+    pub fn take_into(&mut self, to: &Pages, offset: usize) {
+        let from = self.layout.slot(self.req_cons);
+        to.copy_from(offset, &self.layout.pages, from, self.layout.slot_size);
+        self.req_cons = self.req_cons.wrapping_add(1);
+    }
+
     /// Writes the next response; it is not visible before [`BackRing::publish`].
     #[inline]
     pub fn respond(&mut self, response: &[u8]) {

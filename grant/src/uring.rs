@@ -27,6 +27,13 @@ pub struct FileSlot(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryId(u16);
 
+impl MemoryId {
+    /// A small number, unique among the open memories of the ring.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// What kind of transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {

@@ -1,0 +1,111 @@
+//! Whole pages of our own memory for requests whose data is copied: one region per queue, registered with the ring
+//! where it can be, handed out in runs of neighbouring pages so that a request is one buffer.
+
+use crate::memory::{RegionId, Span};
+use crate::PAGE_SIZE;
+
+/// The page allocator over one region.
+pub struct Arena {
+    region: RegionId,
+    used: Vec<u64>,
+    pages: usize,
+    free: usize,
+    next: usize,
+}
+
+impl Arena {
+    /// An arena over `pages` pages of `region`.
+    pub fn new(region: RegionId, pages: usize) -> Arena {
+        let mut used = vec![0u64; pages.div_ceil(64)];
+        for page in pages..used.len() * 64 {
+            used[page / 64] |= 1 << (page % 64);
+        }
+        Arena { region, used, pages, free: pages, next: 0 }
+    }
+
+    /// The region it hands out.
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+
+    /// Pages not handed out.
+    pub fn free(&self) -> usize {
+        self.free
+    }
+
+    /// A run of pages for `len` bytes, or `None` until something is given back.
+    pub fn take(&mut self, len: u32) -> Option<Span> {
+        let want = (len as usize).div_ceil(PAGE_SIZE).max(1);
+        if want > self.free {
+            return None;
+        }
+        let first = self.run(self.next, self.pages, want).or_else(|| self.run(0, self.pages, want))?;
+        for page in first..first + want {
+            self.used[page / 64] |= 1 << (page % 64);
+        }
+        self.free -= want;
+        self.next = if first + want >= self.pages { 0 } else { first + want };
+        Some(Span { region: self.region, offset: (first * PAGE_SIZE) as u32, len })
+    }
+
+    /// Gives a run back.
+    pub fn give(&mut self, span: Span) {
+        let first = span.offset as usize / PAGE_SIZE;
+        let count = (span.len as usize).div_ceil(PAGE_SIZE).max(1);
+        for page in first..first + count {
+            debug_assert!(self.used[page / 64] & (1 << (page % 64)) != 0, "given back twice");
+            self.used[page / 64] &= !(1 << (page % 64));
+        }
+        self.free += count;
+    }
+
+    /// The first run of `want` free pages in `from..to`.
+    fn run(&self, from: usize, to: usize, want: usize) -> Option<usize> {
+        let (mut page, mut first) = (from, from);
+        while page < to {
+            if page.is_multiple_of(64) && self.used[page / 64] == u64::MAX {
+                page += 64;
+                first = page;
+            } else if self.used[page / 64] & (1 << (page % 64)) != 0 {
+                page += 1;
+                first = page;
+            } else {
+                page += 1;
+                if page - first == want {
+                    return Some(first);
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_never_overlap_and_all_come_back() {
+        let mut arena = Arena::new(RegionId(0), 300);
+        let mut held: Vec<Span> = Vec::new();
+        let mut state = 99u32;
+        for _ in 0..10_000 {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            if state & 1 == 0 && !held.is_empty() {
+                let at = (state >> 8) as usize % held.len();
+                arena.give(held.swap_remove(at));
+            } else if let Some(span) = arena.take((state >> 8) % 200_000 + 1) {
+                let end = |s: &Span| s.offset + s.len.next_multiple_of(4096);
+                assert!(end(&span) as usize <= 300 * PAGE_SIZE);
+                assert!(held.iter().all(|other| end(other) <= span.offset || end(&span) <= other.offset));
+                held.push(span);
+            }
+        }
+        held.drain(..).for_each(|span| arena.give(span));
+        assert_eq!(arena.free(), 300);
+        assert!(arena.take(300 * 4096).is_some());
+        assert!(arena.take(1).is_none());
+    }
+}

@@ -1,0 +1,275 @@
+//! The persistent-grant table of one queue: which of the frontend's pages are mapped, and where.
+//!
+//! Pages that were first seen together are mapped together, as a *slab*, and leave together: gntdev can release a
+//! batch only as a whole (block.md F1). The number of mapped pages has a cap; at the cap a clock hand gives each
+//! idle slab a second chance before it is unmapped. A grant that finds no room is not an error: its request is
+//! served by grant copy.
+//!
+//! Lookup is open addressing over a fixed table, keyed by the grant reference: no allocation, no chains to build.
+
+use crate::memory::RegionId;
+use crate::{GrantRef, MAX_MAP};
+
+/// A mapped page: a slab and a page in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The slab.
+    pub slab: u16,
+    /// The page in it.
+    pub page: u16,
+}
+
+#[derive(Clone, Copy)]
+enum Entry {
+    Empty,
+    /// Somebody was here: a search goes on.
+    Gone,
+    Full(GrantRef, Place),
+}
+
+#[derive(Default)]
+struct Slab {
+    refs: Vec<GrantRef>,
+    region: Option<RegionId>,
+    holds: u32,
+    used: bool,
+}
+
+/// The table.
+pub struct PersistentTable {
+    entries: Vec<Entry>,
+    gone: usize,
+    slabs: Vec<Slab>,
+    vacant: Vec<u16>,
+    hand: usize,
+    mapped: usize,
+    cap: usize,
+}
+
+impl PersistentTable {
+    /// A table for at most `cap` mapped pages (at most 60,000).
+    pub fn new(cap: usize) -> PersistentTable {
+        let cap = cap.min(60_000);
+        let size = (cap * 2).max(64).next_power_of_two();
+        let entries = vec![Entry::Empty; size];
+        PersistentTable { entries, gone: 0, slabs: Vec::new(), vacant: Vec::new(), hand: 0, mapped: 0, cap }
+    }
+
+    /// Pages mapped, or about to be.
+    pub fn mapped(&self) -> usize {
+        self.mapped
+    }
+
+    /// Looks a grant up and holds its slab until [`PersistentTable::release`].
+    #[inline]
+    pub fn hold(&mut self, gref: GrantRef) -> Option<Place> {
+        let mut at = self.start(gref);
+        loop {
+            match self.entries[at] {
+                Entry::Empty => return None,
+                Entry::Full(found, place) if found == gref => {
+                    let slab = &mut self.slabs[usize::from(place.slab)];
+                    slab.holds += 1;
+                    slab.used = true;
+                    return Some(place);
+                }
+                _ => at = (at + 1) & (self.entries.len() - 1),
+            }
+        }
+    }
+
+    /// Drops a hold.
+    #[inline]
+    pub fn release(&mut self, place: Place) {
+        self.slabs[usize::from(place.slab)].holds -= 1;
+    }
+
+    /// The region a slab is mapped as; `None` while it is being filled.
+    #[inline]
+    pub fn region(&self, slab: u16) -> Option<RegionId> {
+        self.slabs[usize::from(slab)].region
+    }
+
+    /// Starts a slab. Fill it with [`PersistentTable::add`], then map its references and call
+    /// [`PersistentTable::mapped_as`] or [`PersistentTable::forget`]. `None` when all slab numbers are taken.
+    pub fn open_slab(&mut self) -> Option<u16> {
+        if let Some(slab) = self.vacant.pop() {
+            return Some(slab);
+        }
+        let slab = u16::try_from(self.slabs.len()).ok()?;
+        self.slabs.push(Slab::default());
+        Some(slab)
+    }
+
+    /// Puts a grant that is not in the table into an open slab and holds it. `None` when the slab or the table is
+    /// full: ask [`PersistentTable::evict`], or do without.
+    pub fn add(&mut self, slab: u16, gref: GrantRef) -> Option<Place> {
+        let page = self.slabs[usize::from(slab)].refs.len();
+        if self.mapped >= self.cap || page >= MAX_MAP {
+            return None;
+        }
+        let place = Place { slab, page: page as u16 };
+        let mut at = self.start(gref);
+        while let Entry::Full(..) = self.entries[at] {
+            at = (at + 1) & (self.entries.len() - 1);
+        }
+        if let Entry::Gone = self.entries[at] {
+            self.gone -= 1;
+        }
+        self.entries[at] = Entry::Full(gref, place);
+        let slab = &mut self.slabs[usize::from(slab)];
+        slab.refs.push(gref);
+        slab.holds += 1;
+        slab.used = true;
+        self.mapped += 1;
+        Some(place)
+    }
+
+    /// The references of a slab, in mapping order.
+    pub fn refs(&self, slab: u16) -> &[GrantRef] {
+        &self.slabs[usize::from(slab)].refs
+    }
+
+    /// The slab is mapped.
+    pub fn mapped_as(&mut self, slab: u16, region: RegionId) {
+        self.slabs[usize::from(slab)].region = Some(region);
+    }
+
+    /// Takes a slab out of the table, its holds with it; returns its region for unmapping.
+    pub fn forget(&mut self, slab: u16) -> Option<RegionId> {
+        let refs = std::mem::take(&mut self.slabs[usize::from(slab)].refs);
+        for gref in &refs {
+            let mut at = self.start(*gref);
+            loop {
+                match self.entries[at] {
+                    Entry::Full(found, _) if found == *gref => break,
+                    Entry::Empty => unreachable!("a slab's grants are in the table"),
+                    _ => at = (at + 1) & (self.entries.len() - 1),
+                }
+            }
+            self.entries[at] = Entry::Gone;
+            self.gone += 1;
+        }
+        self.mapped -= refs.len();
+        let region = std::mem::take(&mut self.slabs[usize::from(slab)]).region;
+        self.vacant.push(slab);
+        if self.gone > self.entries.len() / 4 {
+            self.rebuild();
+        }
+        region
+    }
+
+    /// Chooses an idle slab, second chance first, and takes it out; its region is to be unmapped. `None` when
+    /// every slab is in use.
+    pub fn evict(&mut self) -> Option<RegionId> {
+        for _ in 0..self.slabs.len() * 2 {
+            self.hand = (self.hand + 1) % self.slabs.len();
+            let slab = &mut self.slabs[self.hand];
+            if slab.region.is_none() || slab.holds > 0 {
+                continue;
+            }
+            if !std::mem::take(&mut slab.used) {
+                return self.forget(self.hand as u16);
+            }
+        }
+        None
+    }
+
+    /// Pages over the cap that are wanted.
+    pub fn is_full(&self) -> bool {
+        self.mapped >= self.cap
+    }
+
+    #[inline]
+    fn start(&self, gref: GrantRef) -> usize {
+        // Fibonacci hashing: references are dense small numbers, and neighbours must not form one long run.
+        (gref.0.wrapping_mul(0x9E37_79B9) >> 7) as usize & (self.entries.len() - 1)
+    }
+
+    /// Clears the marks of what is gone, so that searches stay short.
+    #[cold]
+    fn rebuild(&mut self) {
+        self.entries.fill(Entry::Empty);
+        self.gone = 0;
+        for slab in 0..self.slabs.len() {
+            for page in 0..self.slabs[slab].refs.len() {
+                let gref = self.slabs[slab].refs[page];
+                let mut at = self.start(gref);
+                while let Entry::Full(..) = self.entries[at] {
+                    at = (at + 1) & (self.entries.len() - 1);
+                }
+                self.entries[at] = Entry::Full(gref, Place { slab: slab as u16, page: page as u16 });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    /// Adds a slab of `refs`, mapped as a region of the same number.
+    fn add(table: &mut PersistentTable, refs: &[u32]) -> Option<u16> {
+        let slab = table.open_slab()?;
+        for gref in refs {
+            let place = table.add(slab, GrantRef(*gref))?;
+            table.release(place);
+        }
+        table.mapped_as(slab, RegionId(slab));
+        Some(slab)
+    }
+
+    #[test]
+    fn what_was_added_is_found_and_what_left_is_not() {
+        let mut table = PersistentTable::new(100);
+        let slab = add(&mut table, &[8, 9, 10]).unwrap();
+        assert_eq!(table.hold(GrantRef(9)), Some(Place { slab, page: 1 }));
+        assert_eq!(table.hold(GrantRef(11)), None);
+        assert_eq!(table.evict(), None, "a held slab stays");
+        table.release(Place { slab, page: 1 });
+        assert_eq!(table.evict(), Some(RegionId(slab)));
+        assert_eq!(table.hold(GrantRef(9)), None);
+        assert_eq!(table.mapped(), 0);
+    }
+
+    #[test]
+    fn the_cap_holds_whatever_comes() {
+        let mut table = PersistentTable::new(64);
+        let mut random = fastrand_like(7);
+        let mut model: HashMap<u32, ()> = HashMap::new();
+        for _ in 0..20_000 {
+            let gref = random() % 500;
+            if let Some(place) = table.hold(GrantRef(gref)) {
+                assert!(model.contains_key(&gref));
+                table.release(place);
+                continue;
+            }
+            assert!(!model.contains_key(&gref));
+            while table.is_full() {
+                let before: Vec<u32> = model.keys().copied().collect();
+                table.evict().expect("everything is idle");
+                model.retain(|gref, ()| {
+                    table.hold(GrantRef(*gref)).is_some_and(|place| {
+                        table.release(place);
+                        true
+                    })
+                });
+                assert!(model.len() < before.len());
+            }
+            add(&mut table, &[gref]).unwrap();
+            model.insert(gref, ());
+            assert!(table.mapped() <= 64 && table.mapped() == model.len());
+        }
+    }
+
+    /// A small generator: the crate has no need of a random-number dependency.
+    fn fastrand_like(mut state: u32) -> impl FnMut() -> u32 {
+        move || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        }
+    }
+}

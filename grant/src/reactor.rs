@@ -1,0 +1,445 @@
+//! One thread's loop over many queues: event channels, the ring's completions, the inbox, the final check before
+//! sleeping, and bounded polling. Written once, for every kind of device.
+//!
+//! ```text
+//!   wake: an event, a completion, a message
+//!     -> turn (each awake queue takes at most one batch and pushes operations)
+//!     -> submit once, reap, complete
+//!     -> settle (each touched queue answers: one publish, at most one notify)
+//!   nothing to do: poll a little if that has paid lately; final check; unmask; sleep
+//! ```
+//!
+//! A queue never changes thread and is never locked; control speaks to it through the [`Inbox`].
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::uring::{Completion, MemoryId, Operation, Uring};
+use crate::{EventChannel, Port};
+
+/// What a queue says after a turn.
+#[derive(Debug)]
+pub enum Turn {
+    /// Took nothing.
+    Idle,
+    /// Took something; there may be more.
+    Busy,
+    /// The peer broke the protocol: never turn this queue again, but let it drain.
+    Broken(String),
+}
+
+/// One queue of a device.
+pub trait Queue {
+    /// Takes at most one batch from the peer and pushes its operations; never waits.
+    fn turn(&mut self, core: &mut Core) -> Turn;
+    /// An operation of this queue has ended.
+    fn complete(&mut self, completion: Completion, core: &mut Core);
+    /// Answers what has ended: one publish, at most one notify.
+    fn settle(&mut self, core: &mut Core);
+    /// Looks without side effects whether the peer has put something.
+    fn has_work(&self) -> bool;
+    /// Asks to be told and looks once more; true when there is work after all.
+    fn final_check(&mut self) -> bool;
+    /// True when it was told to stop and nothing is in flight any more.
+    fn is_drained(&self) -> bool;
+    /// System calls of the thread to put on this queue's account.
+    fn account(&mut self, system_calls: u64);
+    /// Time has passed; called about ten times a second while [`Queue::wants_tick`].
+    fn tick(&mut self, core: &mut Core);
+    /// True while ticks are wanted.
+    fn wants_tick(&self) -> bool;
+}
+
+/// What the thread's control half does.
+pub trait Control<Q: Queue> {
+    /// What arrives in the inbox.
+    type Message;
+    /// A message has arrived; false ends the thread.
+    fn message(&mut self, reactor: &mut Reactor<Q>, message: Self::Message) -> bool;
+    /// A queue was told to stop and is drained; it is out of the loop.
+    fn drained(&mut self, core: &mut Core, queue: Q);
+    /// A queue's peer broke the protocol.
+    fn broken(&mut self, queue: &Q, reason: String);
+}
+
+/// What queues work with: the thread's ring and event channels.
+pub struct Core {
+    /// The ring.
+    pub ring: Uring,
+    events: Box<dyn EventChannel>,
+    event_calls: u64,
+    /// Read once per pass.
+    pub now: Instant,
+}
+
+impl Core {
+    /// Tells a peer. Errors are the kernel's and mean that the channel is gone; the peer will find out.
+    #[inline]
+    pub fn notify(&mut self, port: Port) {
+        self.event_calls += 1;
+        if let Err(error) = self.events.notify(port) {
+            tracing::debug!(%error, %port, "notify failed");
+        }
+    }
+
+    /// The thread's event channels, to bind and unbind.
+    pub fn events(&mut self) -> &mut dyn EventChannel {
+        self.event_calls += 1;
+        self.events.as_mut()
+    }
+
+    /// System calls so far, as Xen would see them.
+    fn system_calls(&self) -> u64 {
+        self.ring.enters() + self.event_calls
+    }
+}
+
+struct Entry<Q> {
+    queue: Q,
+    port: Port,
+    /// Its port is masked and its ring is looked at in every pass.
+    awake: bool,
+    broken: bool,
+    touched: bool,
+}
+
+/// One thread's loop.
+pub struct Reactor<Q: Queue> {
+    /// Ring and event channels.
+    pub core: Core,
+    queues: Vec<Option<Entry<Q>>>,
+    by_port: HashMap<Port, usize>,
+    polling: Polling,
+    ticked: Instant,
+}
+
+const POLL_EVENTS: u32 = 0;
+const POLL_INBOX: u32 = 1;
+const TICK: Duration = Duration::from_millis(100);
+
+impl<Q: Queue> Reactor<Q> {
+    /// A loop without queues.
+    pub fn new(ring: Uring, events: Box<dyn EventChannel>) -> Reactor<Q> {
+        let now = Instant::now();
+        let core = Core { ring, events, event_calls: 0, now };
+        Reactor { core, queues: Vec::new(), by_port: HashMap::new(), polling: Polling::default(), ticked: now }
+    }
+
+    /// Takes a queue into the loop. Its operations belong to `memory`, its events come from `port`.
+    pub fn add(&mut self, memory: MemoryId, port: Port, queue: Q) {
+        let at = memory.index();
+        if self.queues.len() <= at {
+            self.queues.resize_with(at + 1, || None);
+        }
+        self.by_port.insert(port, at);
+        // Awake: whatever the peer put before we were there is found in the first pass.
+        self.queues[at] = Some(Entry { queue, port, awake: true, broken: false, touched: false });
+    }
+
+    /// All queues.
+    pub fn queues(&mut self) -> impl Iterator<Item = &mut Q> {
+        self.queues.iter_mut().flatten().map(|entry| {
+            // Control may have changed its mind about it: look at it in the next pass.
+            entry.touched = true;
+            &mut entry.queue
+        })
+    }
+
+    /// Runs until the control half ends it.
+    pub fn run<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) {
+        self.core.ring.poll(POLL_EVENTS, self.core.events.fd());
+        self.core.ring.poll(POLL_INBOX, inbox.fd());
+        let mut counted = self.core.system_calls();
+        loop {
+            let mut busy = self.turn(control);
+            self.core.ring.submit_and_peek();
+            busy |= self.reap(inbox, control, &mut counted).unwrap_or(true);
+            if self.settle(control) || busy {
+                continue;
+            }
+            if !self.poll() && !self.final_check() {
+                let timeout = self.wants_tick().then_some(TICK);
+                self.core.ring.submit_and_wait(timeout);
+                self.core.now = Instant::now();
+                match self.reap(inbox, control, &mut counted) {
+                    Some(_) => {
+                        self.settle(control);
+                    }
+                    None => return,
+                }
+                self.tick();
+            }
+        }
+    }
+
+    fn turn<C: Control<Q>>(&mut self, control: &mut C) -> bool {
+        let mut busy = false;
+        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.awake && !entry.broken) {
+            match entry.queue.turn(&mut self.core) {
+                Turn::Idle => {}
+                Turn::Busy => {
+                    busy = true;
+                    entry.touched = true;
+                }
+                Turn::Broken(reason) => {
+                    entry.broken = true;
+                    entry.touched = true;
+                    control.broken(&entry.queue, reason);
+                }
+            }
+        }
+        busy
+    }
+
+    /// Takes all completions. `Some(true)` when a queue or the thread got something; `None` when the thread ends.
+    fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C, counted: &mut u64) -> Option<bool> {
+        let (mut events, mut messages, mut any) = (false, false, false);
+        while let Some(completion) = self.core.ring.reap() {
+            any = true;
+            match completion.operation {
+                Operation::Poll(POLL_EVENTS) => events = true,
+                Operation::Poll(_) => messages = true,
+                _ => {
+                    if let Some(Some(entry)) = self.queues.get_mut(completion.owner.memory.index()) {
+                        entry.touched = true;
+                        entry.queue.complete(completion, &mut self.core);
+                    }
+                }
+            }
+        }
+        if events {
+            self.wake();
+            self.core.ring.poll(POLL_EVENTS, self.core.events.fd());
+        }
+        // Whoever kept the thread busy pays for the pass.
+        let now = self.core.system_calls();
+        if let Some(entry) = self.queues.iter_mut().flatten().find(|entry| entry.touched || entry.awake) {
+            entry.queue.account(now - *counted);
+        }
+        *counted = now;
+        if messages {
+            inbox.clear();
+            while let Some(message) = inbox.next() {
+                if !control.message(self, message) {
+                    return None;
+                }
+            }
+            self.core.ring.poll(POLL_INBOX, inbox.fd());
+        }
+        Some(any)
+    }
+
+    /// Wakes the queues whose ports are pending.
+    fn wake(&mut self) {
+        let mut ports = Vec::new();
+        self.core.event_calls += 1;
+        if let Err(error) = self.core.events.pending(&mut ports) {
+            tracing::error!(%error, "reading event channels failed");
+        }
+        for port in ports {
+            match self.by_port.get(&port).and_then(|&at| self.queues[at].as_mut()) {
+                Some(entry) => entry.awake = true,
+                // A late event of a port that was given up.
+                None => tracing::trace!(%port, "event for nobody"),
+            }
+        }
+    }
+
+    /// Answers for every touched queue and lets go of drained ones. True when something is to be looked at again.
+    fn settle<C: Control<Q>>(&mut self, control: &mut C) -> bool {
+        let mut again = false;
+        for slot in &mut self.queues {
+            let Some(entry) = slot.as_mut().filter(|entry| entry.touched) else { continue };
+            entry.touched = false;
+            entry.queue.settle(&mut self.core);
+            again |= !entry.broken && std::mem::replace(&mut entry.awake, true) && entry.queue.has_work();
+            if entry.queue.is_drained()
+                && let Some(entry) = slot.take()
+            {
+                self.by_port.remove(&entry.port);
+                control.drained(&mut self.core, entry.queue);
+            }
+        }
+        again
+    }
+
+    /// Looks at awake rings for a bounded time, if that has paid lately. True when there is work.
+    fn poll(&mut self) -> bool {
+        let Some(budget) = self.polling.budget() else { return false };
+        let start = Instant::now();
+        loop {
+            let found = self.core.ring.has_completions()
+                || self.queues.iter().flatten().any(|entry| entry.awake && !entry.broken && entry.queue.has_work());
+            let spent = start.elapsed();
+            if found || spent >= budget {
+                self.core.now = start + spent;
+                self.polling.result(found);
+                return found;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Puts the awake queues to sleep. True when one has work after all.
+    fn final_check(&mut self) -> bool {
+        let mut work = false;
+        let mut ports = [Port(0); 64];
+        let mut count = 0;
+        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.awake) {
+            if !entry.broken && entry.queue.final_check() {
+                work = true;
+                continue;
+            }
+            entry.awake = false;
+            if !entry.broken {
+                ports[count] = entry.port;
+                count += 1;
+            }
+            if count == ports.len() {
+                self.core.event_calls += 1;
+                unmask(self.core.events.as_mut(), &ports[..count]);
+                count = 0;
+            }
+        }
+        if count > 0 {
+            self.core.event_calls += 1;
+            unmask(self.core.events.as_mut(), &ports[..count]);
+        }
+        work
+    }
+
+    fn wants_tick(&self) -> bool {
+        self.queues.iter().flatten().any(|entry| entry.queue.wants_tick())
+    }
+
+    fn tick(&mut self) {
+        if self.core.now.duration_since(self.ticked) < TICK {
+            return;
+        }
+        self.ticked = self.core.now;
+        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.queue.wants_tick()) {
+            entry.queue.tick(&mut self.core);
+            entry.touched = true;
+        }
+    }
+}
+
+fn unmask(events: &mut dyn EventChannel, ports: &[Port]) {
+    if let Err(error) = events.unmask(ports) {
+        tracing::error!(%error, "unmasking event channels failed");
+    }
+}
+
+/// Bounded polling that gives up when it does not pay: each miss in a row doubles how many sleeps pass unpolled.
+#[derive(Debug, Default)]
+struct Polling {
+    misses: u32,
+    skip: u32,
+}
+
+impl Polling {
+    /// Less than the cost of a sleep and a wake-up on another CPU (measured: about 60 us).
+    const BUDGET: Duration = Duration::from_micros(20);
+
+    fn budget(&mut self) -> Option<Duration> {
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        Some(Polling::BUDGET)
+    }
+
+    fn result(&mut self, found: bool) {
+        self.misses = if found { 0 } else { (self.misses + 1).min(10) };
+        // The first misses cost nothing yet: a burst has gaps.
+        self.skip = if self.misses > 2 { 1 << self.misses } else { 0 };
+    }
+}
+
+/// Messages for a thread; cloned senders live in control.
+pub struct Inbox<M> {
+    receiver: Receiver<M>,
+    bell: Arc<EventFd>,
+}
+
+/// The sending end of an [`Inbox`].
+pub struct Outbox<M> {
+    sender: Sender<M>,
+    bell: Arc<EventFd>,
+}
+
+impl<M> Clone for Outbox<M> {
+    fn clone(&self) -> Outbox<M> {
+        Outbox { sender: self.sender.clone(), bell: Arc::clone(&self.bell) }
+    }
+}
+
+/// A pair of ends.
+///
+/// # Errors
+/// What the kernel says about an eventfd.
+pub fn mailbox<M>() -> io::Result<(Outbox<M>, Inbox<M>)> {
+    let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+    let (sender, receiver) = unbounded();
+    Ok((Outbox { sender, bell: Arc::clone(&bell) }, Inbox { receiver, bell }))
+}
+
+impl<M> Outbox<M> {
+    /// Sends; false when nobody will read it.
+    pub fn send(&self, message: M) -> bool {
+        self.sender.send(message).is_ok() && self.bell.write(1).is_ok()
+    }
+}
+
+impl<M> Inbox<M> {
+    /// Readable when a message waits.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Takes the bell back; then read until [`Inbox::next`] has nothing.
+    pub fn clear(&self) {
+        // Nothing to read means that nobody rang since: fine.
+        let _ = self.bell.read();
+    }
+
+    /// The next message; never waits.
+    pub fn next(&self) -> Option<M> {
+        self.receiver.try_recv().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polling_gives_up_and_comes_back() {
+        let mut polling = Polling::default();
+        let mut polled = 0;
+        for _ in 0..10_000 {
+            if polling.budget().is_some() {
+                polled += 1;
+                polling.result(false);
+            }
+        }
+        assert!(polled < 40, "{polled}");
+        while polling.budget().is_none() {}
+        polling.result(true);
+        assert!(polling.budget().is_some());
+    }
+
+    #[test]
+    fn a_message_rings_once_and_is_read_once() {
+        let (outbox, inbox) = mailbox().unwrap();
+        assert!(outbox.send(1) && outbox.clone().send(2));
+        inbox.clear();
+        assert_eq!((inbox.next(), inbox.next(), inbox.next()), (Some(1), Some(2), None));
+    }
+}
