@@ -52,11 +52,11 @@ run_case() {
     rm -f /run/lab/note /var/log/xen/console/*.log
     start=$(now)
     echo "@@ case $name START"
-    timeout -s KILL "$limit" sh -c ". /lab/machines.sh; . /lab/verify.sh; . /lab/runner.sh; set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
+    timeout -s KILL "$limit" sh -c "for part in machines services verify runner; do . /lab/\$part.sh; done; set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
     rc=$?
     [ $rc = 137 ] && echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note
     # What a case leaves behind is a failure of its own, whatever the case says of itself.
-    timeout -s KILL 90 sh -c ". /lab/machines.sh; . /lab/verify.sh; . /lab/runner.sh; end_all_domains; nothing_left" </dev/null >>/run/lab/case.log 2>&1 || {
+    timeout -s KILL 90 sh -c "for part in machines services verify runner; do . /lab/\$part.sh; done; end_all_domains; nothing_left" </dev/null >>/run/lab/case.log 2>&1 || {
         [ $rc = 0 ] && rc=1
     }
     case $rc in

@@ -21,4 +21,6 @@ nothing_left() {
     rest="$rest$(xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -E '/backend/[a-z]+/[0-9]+/' | head -3 | tr '\n' ' ')"
     rest="$rest$(xenstore-ls -f /libxl | grep -E '^/libxl/[1-9]' | head -3 | tr '\n' ' ')"
     [ -z "$rest" ] || fail "xenstore nodes left behind: $rest"
+    rest=$(grants 0 0; grep -o 'grant-table for remote d[1-9][0-9]*' /run/lab/grants | tr '\n' ' ')
+    [ "$rest" = 0 ] || fail "grants left behind: $rest"
 }

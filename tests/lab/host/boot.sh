@@ -16,14 +16,15 @@ boot() {
         echo "$case $(field "$case" seconds)" >>"$LAB/build/boot/lab/cases/order"
     done
     pack "$LAB/build/boot" "$LAB/build/boot.cpio"
-    cat "$LAB/build/dom0.cpio" "$LAB"/build/guest-*.cpio "$LAB/build/boot.cpio" >"$LAB/build/dom0.img"
+    cat "$LAB"/build/{dom0,guest-6.1,guest-6.12,driver}.cpio $(services_of "$@" | sed "s#.*#$LAB/build/service-&.cpio#") "$LAB/build/boot.cpio" \
+        >"$LAB/build/dom0.img"
 
     say "boot $group: $cpus CPU(s), at most $limit s, log $log/serial.log"
     started=$SECONDS
     qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu qemu64,+svm,+npt -smp "$cpus" -m $MACHINE_MEMORY \
         -display none -monitor none -net none -no-reboot -serial "file:$log/serial.log" \
         -kernel "$LAB/build/xen" \
-        -append "console=com1 com1=115200,8n1,0x3f8,4 dom0_mem=${DOM0_MEMORY}M,max:${DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=warning guest_loglvl=warning" \
+        -append "console=com1 com1=115200,8n1,0x3f8,4 dom0_mem=${DOM0_MEMORY}M,max:${DOM0_MEMORY}M dom0_max_vcpus=1 conring_size=1m loglvl=warning guest_loglvl=warning" \
         -initrd "$(vmlinuz_of dom0) console=hvc0 quiet rdinit=/init,$LAB/build/dom0.img" </dev/null >"$log/qemu.log" 2>&1 &
     qemu=$!
     QEMU_PID=$qemu

@@ -111,3 +111,44 @@ build_dom0() {
     pack "$tree" "$LAB/build/dom0.cpio"
     zcat "$LAB"/root/boot/xen-4.17-amd64.gz >"$LAB/build/xen"
 }
+
+# The peer's driver domain: kernel 6.1 with its own xen-blkback, the store's tools and a shell.
+build_driver() {
+    local tree=$LAB/build/driver out=$LAB/build/images-driver/images/driver
+    skeleton "$tree"
+    with_libraries "$tree" usr/bin/xenstore-{read,write,list,exists,rm}
+    with_modules "$tree" 6.1 xen-privcmd xenfs xen-blkback brd
+    cp "$HERE/driver/init" "$tree/"
+    mkdir -p "$out"
+    pack "$tree" "$out/initramfs.img"
+    cp "$(vmlinuz_of 6.1)" "$out/vmlinuz"
+    pack "$LAB/build/images-driver" "$LAB/build/driver.cpio"
+}
+
+# The command under test.
+windsor() {
+    if [ -n "${WINDSOR:-}" ]; then
+        "$WINDSOR" "$@"
+    else
+        (cd "$WORKSPACE" && cargo run --release --quiet -- "$@")
+    fi
+}
+
+# A service VM from services/NAME.toml, by `windsor image build`.
+build_service() {
+    local name=$1 toml=$HERE/services/$1.toml kernel kind dir=/images/service-$1 root=$LAB/build/images-$1 append=
+    kernel=$(sed -n 's/^# kernel: //p' "$toml")
+    kind=$(sed -n 's/^# type: //p' "$toml")
+    grep -q '^# agent: yes' "$toml" && append=rdinit=/lab/init
+    rm -rf "$root"
+    windsor image build --kernel "$(vmlinuz_of "$kernel")" --modules "$(modules_of "$kernel")" --config "$toml" --out "$root$dir" \
+        --type "$kind" --memory 320 --dom0-dir "$dir" --append "$append" >"$LAB/build/service-$name.log" 2>&1 || return 1
+    if [ -n "$append" ]; then
+        local tree=$LAB/build/agent
+        rm -rf "$tree" && mkdir -p "$tree/lab"
+        cp "$LAB/root/bin/busybox" "$HERE/agent/init" "$HERE/agent/agent" "$tree/lab/"
+        pack "$tree" "$LAB/build/agent.cpio"
+        cat "$LAB/build/agent.cpio" "$root$dir/initramfs.img" >"$root$dir/both" && mv "$root$dir/both" "$root$dir/initramfs.img"
+    fi
+    pack "$root" "$LAB/build/service-$name.cpio"
+}

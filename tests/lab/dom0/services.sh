@@ -1,0 +1,66 @@
+# Sourced in dom0: Windsor's service VMs and what they say of their devices.
+
+# service NAME [SETTING...]: creates a service VM from its image and waits until it calls itself ready. A SETTING is a line of xl's configuration.
+service() {
+    local name=$1
+    shift
+    touch "/run/lab/service.$name"
+    xl create "/images/service-$name/$name.cfg" "$@" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
+    wait_for 60 is_ready "$name" || fail "service VM $name does not become ready"
+}
+
+is_ready() {
+    [ "$(xenstore-read "/local/domain/$(domid "$1")/data/windsor/ready")" = 1 ]
+}
+
+# volume SERVICE VOLUME [VDEV]: the disk in xl's syntax.
+volume() {
+    echo "format=raw,vdev=${3:-xvda},access=${4:-rw},backend=$1,target=$2"
+}
+
+devid() {
+    case $1 in xvda) echo 51712 ;; xvdb) echo 51728 ;; *) return 1 ;; esac
+}
+
+# device SERVICE GUEST VDEV NODE: what the service VM says of a device: phase, reason, path, stats.
+device() {
+    xenstore-read "/local/domain/$(domid "$1")/data/windsor/dev/vbd-$(domid "$2")-$(devid "$3")/$4"
+}
+
+# has_phase SERVICE GUEST VDEV PHASE
+has_phase() {
+    [ "$(device "$1" "$2" "$3" phase)" = "$4" ]
+}
+
+# no_grants GUEST SERVICE: the service VM has no grant of the guest mapped. Both by domid, so that dead guests can be asked for.
+no_grants() {
+    [ "$(grants "$1" "$2")" = 0 ]
+}
+
+# The whole round of a service VM with two guests at once, one of each kernel, on a volume each: all checks; detach and attach again, with the
+# data still there; forced destroy under I/O. Leaves the data paths in the note.
+two_guests() {
+    local vm=$1 id one two
+    service "$vm"
+    id=$(domid "$vm")
+    guest g1 6.1 "$(volume "$vm" db)"
+    guest g2 6.12 "$(volume "$vm" log)"
+    one=$(domid g1) two=$(domid g2)
+    begin g1 everything xvda
+    tell g2 120 everything xvda
+    ended g1 120
+    note "data path: guest 6.1 $(device "$vm" g1 xvda path), guest 6.12 $(device "$vm" g2 xvda path)"
+    [ "$(grants "$one" "$id")" -gt 0 ] || echo "no grant is mapped while both ends are connected"
+    tell g1 60 pattern_write xvda
+    detach g1 xvda
+    tell g1 20 gone xvda
+    wait_for 10 no_grants "$one" "$id" || fail "$(grants "$one" "$id") grants of the guest are still mapped after the detach"
+    attach g1 "$(volume "$vm" db)"
+    tell g1 60 pattern_read xvda
+    begin g2 load xvda
+    sleep 1
+    xl destroy g2 || fail "xl destroy of a guest under I/O failed"
+    wait_for 10 no_grants "$two" "$id" || fail "$(grants "$two" "$id") grants of a dead guest are still mapped"
+    tell g1 60 random xvda
+    xl destroy g1
+}
