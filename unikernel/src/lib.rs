@@ -3,3 +3,5 @@
 
 pub mod cli;
 pub mod image;
+pub mod init;
+pub mod keeper;

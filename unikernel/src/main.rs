@@ -19,6 +19,9 @@ enum Command {
 }
 
 fn main() {
+    if let Some(code) = unikernel::init::enter() {
+        std::process::exit(code);
+    }
     let Command::Image(args) = Arguments::parse().command;
     let code = image::run(args).unwrap_or_else(|error| {
         eprintln!("windsor: {error}");

@@ -296,6 +296,7 @@ fn unpack(path: &Path) -> Result<Vec<u8>, Error> {
 mod tests {
     use super::super::elf::tests::sample;
     use super::*;
+    use std::io::Write;
 
     fn module(depends: &str) -> Vec<u8> {
         sample(1, format!("depends={depends}\0").as_bytes())
@@ -426,15 +427,9 @@ mod tests {
         let mut packed = Vec::new();
         lzma_rs::xz_compress(&mut module("b").as_slice(), &mut packed).unwrap();
         fs::write(drivers.join("a.ko.xz"), packed).unwrap();
-        let gz = flate2::read::GzEncoder::new(
-            std::io::Cursor::new(module("")),
-            flate2::Compression::fast(),
-        );
-        fs::write(
-            drivers.join("b.ko.gz"),
-            gz.bytes().collect::<Result<Vec<_>, _>>().unwrap(),
-        )
-        .unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&module("")).unwrap();
+        fs::write(drivers.join("b.ko.gz"), gz.finish().unwrap()).unwrap();
         fs::write(drivers.join("c.ko.zst"), b"").unwrap();
         let tree = Tree::open(dir.path()).unwrap();
         let modules = tree.resolve(&[want("a")]).unwrap();

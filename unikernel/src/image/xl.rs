@@ -100,7 +100,8 @@ fn quoted(text: &str) -> String {
 
 /// Whether `text` can stand in the file: no line end, and not both kinds of quote.
 pub fn quotable(text: &str) -> bool {
-    !text.contains(['\n', '\r', '\\']) && !(text.contains('"') && text.contains('\''))
+    let both = text.contains('"') && text.contains('\'');
+    !both && !text.contains(['\n', '\r', '\\'])
 }
 
 /// Checks a VM's name: it becomes a file name and a word of `xl`.
