@@ -166,9 +166,10 @@ fn load_modules() -> Result<(), String> {
     for line in read(MODULES_PATH)?.lines() {
         let module = Wanted::parse(line, true);
         let params = parameters(&module, &command_line);
+        let named = format!("module {} {params}", module.name);
         match load(&module.name, &params) {
-            Ok(()) => log(format!("module {} {params}", module.name).trim_end()),
-            Err(why) => log(&format!("module {} {params}: {why}", module.name)),
+            Ok(()) => log(named.trim_end()),
+            Err(why) => log(&format!("{}: {why}", named.trim_end())),
         }
     }
     Ok(())
