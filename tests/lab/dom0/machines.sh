@@ -2,19 +2,24 @@
 
 CONSOLES=/var/log/xen/console
 
-# wait_for SECONDS COMMAND...: until the command succeeds, or fail.
+# wait_for SECONDS COMMAND...: until the command succeeds; fails when the time is over. A probe is slow here, so it is the clock that counts.
 wait_for() {
-    local left=$(($1 * 5)) trace=+x
+    local end=$(($(cut -d. -f1 /proc/uptime) + $1)) trace=+x status=1
     shift
     case $- in *x*) trace=-x ;; esac
     set +x
-    until "$@" >/dev/null 2>&1; do
-        left=$((left - 1))
-        [ $left -gt 0 ] || break
-        usleep 200000
+    while [ $status != 0 ] && [ "$(cut -d. -f1 /proc/uptime)" -le $end ]; do
+        if "$@" >/dev/null 2>&1; then status=0; else usleep 200000; fi
     done
     set $trace
-    [ $left -gt 0 ]
+    return $status
+}
+
+# up_or_gone NAME COMMAND...: a reason to stop waiting for a domain: the command succeeds, or there is no such domain any more.
+up_or_gone() {
+    local name=$1
+    shift
+    "$@" || ! xl domid "$name"
 }
 
 # domid NAME
@@ -28,16 +33,16 @@ said() {
 }
 
 # guest NAME KERNEL [DISK...]: creates a stock guest (kernel 6.1 or 6.12) with disks in xl's syntax, and waits for its init.
-# Words for its kernel's command line can be given in GUEST_ARGS, its memory in GUEST_MEMORY (MiB), its type in GUEST_TYPE (pv or pvh).
+# Words for its kernel's command line can be given in GUEST_ARGS, its virtual CPUs in GUEST_VCPUS.
 guest() {
     local name=$1 kernel=$2 disks= spec
     shift 2
     for spec; do disks="$disks${disks:+,}'$spec'"; done
     cat >"/run/lab/$name.cfg" <<EOF
 name="$name"
-type="${GUEST_TYPE:-pv}"
-memory=${GUEST_MEMORY:-256}
-vcpus=1
+type="pv"
+memory=256
+vcpus=${GUEST_VCPUS:-1}
 kernel="/images/guest-$kernel/vmlinuz"
 ramdisk="/images/guest-$kernel/initramfs.img"
 extra="console=hvc0 quiet ${GUEST_ARGS:-}"
@@ -47,7 +52,7 @@ on_reboot="destroy"
 on_crash="destroy"
 EOF
     xl create "/run/lab/$name.cfg" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
-    wait_for 60 said "$name" "@@ ready" || fail "guest $name does not come up"
+    wait_for 60 up_or_gone "$name" said "$name" "@@ ready" && said "$name" "@@ ready" || fail "guest $name does not come up"
 }
 
 # tell NAME SECONDS COMMAND...: has the guest's init run a command, and waits for its end. Fails with what the guest said.

@@ -3,6 +3,8 @@
 # A case is a file of shell commands that runs with `set -e` in its own process, with the functions of machines.sh and verify.sh. It ends with 0
 # (passed), 77 (skipped) or anything else (failed); the last line that it wrote with `note` is shown beside its name.
 
+PARTS='for part in machines services verify runner; do . /lab/$part.sh; done;'
+
 now() {
     cut -d' ' -f1 /proc/uptime
 }
@@ -39,9 +41,9 @@ dump() {
         echo "--- xenstore"
         xenstore-ls -f /local/domain
         echo "--- xl dmesg"
-        xl dmesg -c | tail -60
+        xl dmesg -c | tail -n 60
         echo "--- dom0 dmesg"
-        dmesg | tail -30
+        dmesg -c | tail -n 30
     fi
     echo "@@ log $1 end"
 }
@@ -52,12 +54,15 @@ run_case() {
     rm -f /run/lab/note /var/log/xen/console/*.log
     start=$(now)
     echo "@@ case $name START"
-    timeout -s KILL "$limit" sh -c "for part in machines services verify runner; do . /lab/\$part.sh; done; set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
+    timeout -s KILL "$limit" sh -c "$PARTS set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
     rc=$?
     [ $rc = 137 ] && echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note
-    # What a case leaves behind is a failure of its own, whatever the case says of itself.
-    timeout -s KILL 90 sh -c "for part in machines services verify runner; do . /lab/\$part.sh; done; end_all_domains; nothing_left" </dev/null >>/run/lab/case.log 2>&1 || {
-        [ $rc = 0 ] && rc=1
+    # What a case leaves behind is a failure of its own, but the first cause is the one to show.
+    [ -e /run/lab/note ] || tail -n 1 /run/lab/case.log >/run/lab/note
+    mv /run/lab/note /run/lab/cause
+    timeout -s KILL 90 sh -c "$PARTS end_all_domains; nothing_left" </dev/null >>/run/lab/case.log 2>&1 || {
+        [ $rc != 0 ] || cp /run/lab/note /run/lab/cause 2>/dev/null || echo "the clean-up after the case does not end" >/run/lab/cause
+        [ $rc != 0 ] || rc=1
     }
     case $rc in
     0) verdict=PASS ;;
@@ -65,11 +70,13 @@ run_case() {
     *) verdict=FAIL ;;
     esac
     dump "$name" $rc
-    echo "@@ case $name $verdict $(awk -v a="$start" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }') $(cat /run/lab/note 2>/dev/null)"
+    echo "@@ case $name $verdict $(awk -v a="$start" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }') $(cat /run/lab/cause)"
 }
 
 run_cases() {
     local name limit
+    dmesg -c >/dev/null
+    xl dmesg -c >/dev/null
     while read -r name limit; do
         run_case "$name" "$limit"
     done </lab/cases/order

@@ -6,7 +6,8 @@ service() {
     shift
     touch "/run/lab/service.$name"
     xl create "/images/service-$name/$name.cfg" "$@" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
-    wait_for 60 is_ready "$name" || fail "service VM $name does not become ready"
+    wait_for 60 up_or_gone "$name" is_ready "$name" && is_ready "$name" ||
+        fail "service VM $name does not become ready: $(tail -n 3 "$CONSOLES/guest-$name.log" | tr '\r\n' '  ')"
 }
 
 is_ready() {
