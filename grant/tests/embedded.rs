@@ -352,7 +352,7 @@ fn pins_go_with_the_connection_of_the_mapper() {
         .map(&granted.refs, Access::ReadWrite)
         .expect("mapped");
     drop(foreign);
-    let mut granted = memory
+    let granted = memory
         .end(granted)
         .expect_err("a mapping keeps the connection")
         .0;
