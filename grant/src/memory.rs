@@ -52,30 +52,34 @@ pub struct Memory {
     flying: VecDeque<u32>,
     first: u64,
     retired: VecDeque<(u64, Region)>,
-    fixed: bool,
+    refused: bool,
 }
 
 /// Most regions of one queue: an arena and slabs of persistent grants.
 pub const MAX_REGIONS: usize = u16::MAX as usize;
 
 impl Memory {
-    /// `fixed` asks for registration with the ring where the kernel allows it.
-    pub(crate) fn new(fixed: bool) -> Memory {
+    pub(crate) fn new() -> Memory {
         Memory {
             regions: Vec::new(),
             vacant: Vec::new(),
             flying: VecDeque::from([0]),
             first: 0,
             retired: VecDeque::new(),
-            fixed,
+            refused: false,
         }
     }
 
-    /// Takes a mapping over, and registers it as a fixed buffer if that works for *this* mapping.
+    /// Takes a mapping over, and registers it as a fixed buffer if that is wanted and works.
     ///
     /// # Errors
     /// Gives the mapping back when there are [`MAX_REGIONS`] already.
-    pub(crate) fn adopt(&mut self, memory: SharedMemory, table: &mut BufferTable<'_>) -> Result<RegionId, SharedMemory> {
+    pub(crate) fn adopt(
+        &mut self,
+        memory: SharedMemory,
+        fixed: bool,
+        table: &mut BufferTable<'_>,
+    ) -> Result<RegionId, SharedMemory> {
         let index = match self.vacant.pop() {
             Some(index) => index,
             None if self.regions.len() < MAX_REGIONS => {
@@ -85,21 +89,17 @@ impl Memory {
             None => return Err(memory),
         };
         let pages = memory.pages();
-        let buffer = match self.fixed {
-            true => table.insert(&pages),
-            false => None,
-        };
-        if buffer.is_none() {
-            // A refusal is about the kind of mapping or the memlock limit: asking again for each slab is a waste.
-            self.fixed = false;
-        }
+        let wanted = fixed && !self.refused;
+        let buffer = if wanted { table.insert(&pages) } else { None };
+        // A refusal is about the kind of mapping or the memlock limit: asking again for each slab is a waste.
+        self.refused |= wanted && buffer.is_none();
         self.regions[usize::from(index)] = Some(Region { memory, pages, buffer });
         Ok(RegionId(index))
     }
 
-    /// True while mappings are accepted as fixed buffers.
-    pub fn fixed(&self) -> bool {
-        self.fixed
+    /// True when this mapping is registered as a fixed buffer.
+    pub fn is_fixed(&self, region: RegionId) -> bool {
+        self.buffer(region).is_some()
     }
 
     /// Gives a mapping up. It is unmapped now, or when the last operation in flight has ended.

@@ -21,7 +21,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::uring::{Completion, MemoryId, Operation, Uring};
-use crate::{EventChannel, Port};
+use crate::{EventChannel, MAX_PENDING, Port};
 
 /// What a queue says after a turn.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub trait Queue {
     fn final_check(&mut self) -> bool;
     /// True when it was told to stop and nothing is in flight any more.
     fn is_drained(&self) -> bool;
+    /// The peer has told us something.
+    fn notified(&mut self);
     /// System calls of the thread to put on this queue's account.
     fn account(&mut self, system_calls: u64);
     /// Time has passed; called about ten times a second while [`Queue::wants_tick`].
@@ -103,8 +105,10 @@ impl Core {
 struct Entry<Q> {
     queue: Q,
     port: Port,
-    /// Its port is masked and its ring is looked at in every pass.
+    /// Its ring is looked at in every pass.
     awake: bool,
+    /// Its port has reported and not been unmasked.
+    masked: bool,
     broken: bool,
     touched: bool,
 }
@@ -115,7 +119,9 @@ pub struct Reactor<Q: Queue> {
     pub core: Core,
     queues: Vec<Option<Entry<Q>>>,
     by_port: HashMap<Port, usize>,
+    ports: Vec<Port>,
     polling: Polling,
+    counted: u64,
     ticked: Instant,
 }
 
@@ -128,7 +134,15 @@ impl<Q: Queue> Reactor<Q> {
     pub fn new(ring: Uring, events: Box<dyn EventChannel>) -> Reactor<Q> {
         let now = Instant::now();
         let core = Core { ring, events, event_calls: 0, now };
-        Reactor { core, queues: Vec::new(), by_port: HashMap::new(), polling: Polling::default(), ticked: now }
+        Reactor {
+            core,
+            queues: Vec::new(),
+            by_port: HashMap::new(),
+            ports: Vec::with_capacity(MAX_PENDING),
+            polling: Polling::default(),
+            counted: 0,
+            ticked: now,
+        }
     }
 
     /// Takes a queue into the loop. Its operations belong to `memory`, its events come from `port`.
@@ -139,7 +153,7 @@ impl<Q: Queue> Reactor<Q> {
         }
         self.by_port.insert(port, at);
         // Awake: whatever the peer put before we were there is found in the first pass.
-        self.queues[at] = Some(Entry { queue, port, awake: true, broken: false, touched: false });
+        self.queues[at] = Some(Entry { queue, port, awake: true, masked: true, broken: false, touched: false });
     }
 
     /// All queues.
@@ -155,26 +169,19 @@ impl<Q: Queue> Reactor<Q> {
     pub fn run<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) {
         self.core.ring.poll(POLL_EVENTS, self.core.events.fd());
         self.core.ring.poll(POLL_INBOX, inbox.fd());
-        let mut counted = self.core.system_calls();
         loop {
+            self.core.now = Instant::now();
             let mut busy = self.turn(control);
             self.core.ring.submit_and_peek();
-            busy |= self.reap(inbox, control, &mut counted).unwrap_or(true);
-            if self.settle(control) || busy {
+            let Some(reaped) = self.reap(inbox, control) else { return };
+            busy |= reaped;
+            busy |= self.settle(control);
+            self.tick();
+            if busy || self.poll() || self.final_check() {
                 continue;
             }
-            if !self.poll() && !self.final_check() {
-                let timeout = self.wants_tick().then_some(TICK);
-                self.core.ring.submit_and_wait(timeout);
-                self.core.now = Instant::now();
-                match self.reap(inbox, control, &mut counted) {
-                    Some(_) => {
-                        self.settle(control);
-                    }
-                    None => return,
-                }
-                self.tick();
-            }
+            let timeout = self.wants_tick().then_some(TICK);
+            self.core.ring.submit_and_wait(timeout);
         }
     }
 
@@ -198,7 +205,7 @@ impl<Q: Queue> Reactor<Q> {
     }
 
     /// Takes all completions. `Some(true)` when a queue or the thread got something; `None` when the thread ends.
-    fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C, counted: &mut u64) -> Option<bool> {
+    fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) -> Option<bool> {
         let (mut events, mut messages, mut any) = (false, false, false);
         while let Some(completion) = self.core.ring.reap() {
             any = true;
@@ -220,9 +227,9 @@ impl<Q: Queue> Reactor<Q> {
         // Whoever kept the thread busy pays for the pass.
         let now = self.core.system_calls();
         if let Some(entry) = self.queues.iter_mut().flatten().find(|entry| entry.touched || entry.awake) {
-            entry.queue.account(now - *counted);
+            entry.queue.account(now - self.counted);
         }
-        *counted = now;
+        self.counted = now;
         if messages {
             inbox.clear();
             while let Some(message) = inbox.next() {
@@ -237,14 +244,17 @@ impl<Q: Queue> Reactor<Q> {
 
     /// Wakes the queues whose ports are pending.
     fn wake(&mut self) {
-        let mut ports = Vec::new();
+        self.ports.clear();
         self.core.event_calls += 1;
-        if let Err(error) = self.core.events.pending(&mut ports) {
+        if let Err(error) = self.core.events.pending(&mut self.ports) {
             tracing::error!(%error, "reading event channels failed");
         }
-        for port in ports {
-            match self.by_port.get(&port).and_then(|&at| self.queues[at].as_mut()) {
-                Some(entry) => entry.awake = true,
+        for port in &self.ports {
+            match self.by_port.get(port).and_then(|&at| self.queues[at].as_mut()) {
+                Some(entry) => {
+                    (entry.awake, entry.masked) = (true, true);
+                    entry.queue.notified();
+                }
                 // A late event of a port that was given up.
                 None => tracing::trace!(%port, "event for nobody"),
             }
@@ -258,7 +268,8 @@ impl<Q: Queue> Reactor<Q> {
             let Some(entry) = slot.as_mut().filter(|entry| entry.touched) else { continue };
             entry.touched = false;
             entry.queue.settle(&mut self.core);
-            again |= !entry.broken && std::mem::replace(&mut entry.awake, true) && entry.queue.has_work();
+            entry.awake = true;
+            again |= !entry.broken && entry.queue.has_work();
             if entry.queue.is_drained()
                 && let Some(entry) = slot.take()
             {
@@ -278,7 +289,6 @@ impl<Q: Queue> Reactor<Q> {
                 || self.queues.iter().flatten().any(|entry| entry.awake && !entry.broken && entry.queue.has_work());
             let spent = start.elapsed();
             if found || spent >= budget {
-                self.core.now = start + spent;
                 self.polling.result(found);
                 return found;
             }
@@ -289,27 +299,22 @@ impl<Q: Queue> Reactor<Q> {
     /// Puts the awake queues to sleep. True when one has work after all.
     fn final_check(&mut self) -> bool {
         let mut work = false;
-        let mut ports = [Port(0); 64];
-        let mut count = 0;
+        self.ports.clear();
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.awake) {
             if !entry.broken && entry.queue.final_check() {
                 work = true;
                 continue;
             }
             entry.awake = false;
-            if !entry.broken {
-                ports[count] = entry.port;
-                count += 1;
-            }
-            if count == ports.len() {
-                self.core.event_calls += 1;
-                unmask(self.core.events.as_mut(), &ports[..count]);
-                count = 0;
+            if !entry.broken && std::mem::take(&mut entry.masked) {
+                self.ports.push(entry.port);
             }
         }
-        if count > 0 {
+        if !self.ports.is_empty() {
             self.core.event_calls += 1;
-            unmask(self.core.events.as_mut(), &ports[..count]);
+            if let Err(error) = self.core.events.unmask(&self.ports) {
+                tracing::error!(%error, "unmasking event channels failed");
+            }
         }
         work
     }
@@ -327,12 +332,6 @@ impl<Q: Queue> Reactor<Q> {
             entry.queue.tick(&mut self.core);
             entry.touched = true;
         }
-    }
-}
-
-fn unmask(events: &mut dyn EventChannel, ports: &[Port]) {
-    if let Err(error) = events.unmask(ports) {
-        tracing::error!(%error, "unmasking event channels failed");
     }
 }
 

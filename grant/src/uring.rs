@@ -229,8 +229,8 @@ impl Uring {
     }
 
     /// Opens a queue's memory. `operations` are set aside, so that nothing is allocated while it runs.
-    pub fn open_memory(&mut self, fixed: bool, operations: usize) -> MemoryId {
-        let memory = Memory::new(fixed && self.caps.buffer_table);
+    pub fn open_memory(&mut self, operations: usize) -> MemoryId {
+        let memory = Memory::new();
         self.flying.reserve(operations);
         self.vacant.reserve(operations);
         match self.memories.iter().position(Option::is_none) {
@@ -280,12 +280,19 @@ impl Uring {
         act(memory, &mut table)
     }
 
-    /// Takes a mapping into a queue's memory.
+    /// Takes a mapping into a queue's memory; with `fixed` it is registered as a fixed buffer, if the kernel does
+    /// that for this kind of mapping.
     ///
     /// # Errors
     /// Gives it back when there are too many.
-    pub fn adopt(&mut self, id: MemoryId, memory: SharedMemory) -> Result<RegionId, SharedMemory> {
-        self.with_table(id, |owner, table| owner.adopt(memory, table))
+    pub fn adopt(&mut self, id: MemoryId, memory: SharedMemory, fixed: bool) -> Result<RegionId, SharedMemory> {
+        self.with_table(id, |owner, table| owner.adopt(memory, fixed, table))
+    }
+
+    /// Tries whether the kernel takes this very mapping as a fixed buffer.
+    pub fn takes_fixed(&mut self, pages: &Pages) -> bool {
+        let mut table = BufferTable { submitter: self.ring.submitter(), vacant: &mut self.buffers };
+        table.insert(pages).map(|slot| table.remove(slot)).is_some()
     }
 
     /// Gives a mapping up; unmapped when nothing that is in flight can touch it.
@@ -321,25 +328,27 @@ impl Uring {
         Ok(())
     }
 
-    /// Submits a read or write over `spans`, the whole memory of the request.
+    /// Submits a read or write over `spans`, the whole memory of the request. At most `most` bytes are moved now;
+    /// the completion tells how many, and [`Completion::outcome`] what is left.
     ///
     /// # Panics
     /// When the transfer is longer than the spans: both are ours.
     #[inline]
-    pub fn transfer(&mut self, owner: Owner, transfer: Transfer, spans: &[Span]) {
+    pub fn transfer(&mut self, owner: Owner, transfer: Transfer, spans: &[Span], most: u32) {
         if self.vectors.len() + spans.len() > VECTORS {
             self.submit();
         }
         let first = self.vectors.len();
         let memory = self.memories[usize::from(owner.memory.0)].as_ref().expect("an open memory");
-        let whole = gather(memory, &mut self.vectors, spans, transfer.start, transfer.len);
+        let now = Transfer { len: transfer.len.min(most), ..transfer };
+        let whole = gather(memory, &mut self.vectors, spans, now.start, now.len);
         let vectors = &self.vectors[first..];
         let fixed = whole.and_then(|region| memory.buffer(region));
         let entry = match (fixed, vectors) {
-            (Some(buffer), [one]) => one_fixed(&transfer, one, buffer),
-            (None, [one]) => one_plain(&transfer, one),
-            (Some(buffer), many) if self.caps.vectored_fixed => many_fixed(&transfer, many, buffer),
-            (_, many) => many_plain(&transfer, many),
+            (Some(buffer), [one]) => one_fixed(&now, one, buffer),
+            (None, [one]) => one_plain(&now, one),
+            (Some(buffer), many) if self.caps.vectored_fixed => many_fixed(&now, many, buffer),
+            (_, many) => many_plain(&now, many),
         };
         self.push(owner, Operation::Transfer(transfer), entry);
     }

@@ -1,0 +1,448 @@
+//! Where the data of a queue's requests is: in the guest's own pages (zero copy), or in the arena with copies to and
+//! from them. Both paths are first-class (DESIGN, "Zero copy is for PVH"); a request takes the arena too when one of
+//! its pages found no room in the persistent-grant table.
+//!
+//! Per request the order is: [`Data::set_segments`] or [`Data::fetch_indirect`], [`Data::locate`], [`Data::map`],
+//! [`Data::prepare`], [`Data::copy_in`]; then the disk; then [`Data::copy_out`], [`Data::finish_copies`],
+//! [`Data::release`]. Everything is batched: one map call and one copy call for many requests.
+
+use std::io;
+
+use grant::arena::Arena;
+use grant::memory::Span;
+use grant::persistent::{PersistentTable, Place};
+use grant::uring::{MemoryId, Uring};
+use grant::{Access, CopyDirection, CopySegment, GrantRef, GrantStatus, Grants, MAX_MAP, PAGE_SIZE, Pages, memfd};
+
+use crate::proto::{BlkifRequestSegment, SEGMENTS_PER_PAGE};
+use crate::request::Segment;
+
+/// What a queue's data path is made of.
+pub struct Setup {
+    /// The peer's pages.
+    pub grants: Box<dyn Grants>,
+    /// The queue's memory in the ring.
+    pub memory: MemoryId,
+    /// Requests in flight at most.
+    pub slots: usize,
+    /// Segments a request has at most.
+    pub segments: usize,
+    /// Pages of the arena.
+    pub arena_pages: usize,
+    /// Pages the persistent-grant table may hold mapped; 0 for frontends that are not persistent.
+    pub max_persistent: usize,
+    /// I/O may touch grant mappings.
+    pub zero_copy: bool,
+    /// Register memory with the ring where possible.
+    pub fixed: bool,
+}
+
+/// What one request holds.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    segments: u16,
+    /// 1 in the arena, else one per segment.
+    spans: u16,
+    arena: Option<Span>,
+    /// The page with its segments: where it is mapped, or the scratch page it is copied to.
+    indirect: Option<Place>,
+    indirect_page: Option<(GrantRef, u16)>,
+    /// A grant copy for this request failed.
+    failed: bool,
+}
+
+/// The memory of one queue's requests.
+pub struct Data {
+    grants: Box<dyn Grants>,
+    memory: MemoryId,
+    per_slot: usize,
+    table: Option<PersistentTable>,
+    arena: Arena,
+    scratch: Pages,
+    zero_copy: bool,
+    fixed: bool,
+    segments: Vec<Segment>,
+    places: Vec<Option<Place>>,
+    spans: Vec<Span>,
+    held: Vec<Held>,
+    building: Option<u16>,
+    /// Requests whose places may name the slab being built.
+    unsettled: Vec<u16>,
+    copies: Vec<CopySegment>,
+    owners: Vec<u16>,
+    /// Bytes moved by memcpy since asked last.
+    pub memcpy_bytes: u64,
+    /// Bytes moved by grant copy since asked last.
+    pub copied_bytes: u64,
+    /// Pages moved either way since asked last.
+    pub pages_copied: u64,
+}
+
+/// A request found no memory now; it comes again when another one has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+impl Data {
+    /// Sets everything aside that requests will need; nothing is allocated afterwards.
+    ///
+    /// # Errors
+    /// What the kernel says about memory.
+    pub fn new(setup: Setup, ring: &mut Uring) -> io::Result<Data> {
+        let arena = memfd::anonymous(setup.arena_pages * PAGE_SIZE)?;
+        // With zero copy the arena is the exception: registering would only pin it.
+        let register = setup.fixed && !(setup.zero_copy && setup.max_persistent > 0);
+        let region = ring
+            .adopt(setup.memory, arena, register)
+            .map_err(|_| io::Error::from_raw_os_error(rustix::io::Errno::NOMEM.raw_os_error()))?;
+        let total = setup.slots * setup.segments;
+        Ok(Data {
+            grants: setup.grants,
+            memory: setup.memory,
+            per_slot: setup.segments,
+            table: (setup.max_persistent > 0).then(|| PersistentTable::new(setup.max_persistent)),
+            arena: Arena::new(region, setup.arena_pages),
+            scratch: memfd::anonymous(crate::queue::BATCH * PAGE_SIZE)?.pages(),
+            zero_copy: setup.zero_copy,
+            fixed: setup.fixed,
+            segments: vec![Segment::NONE; total],
+            places: vec![None; total],
+            spans: vec![Span::EMPTY; total],
+            held: vec![Held::default(); setup.slots],
+            building: None,
+            unsettled: Vec::with_capacity(setup.slots),
+            copies: Vec::with_capacity((crate::queue::BATCH * setup.segments).min(total)),
+            owners: Vec::with_capacity((crate::queue::BATCH * setup.segments).min(total)),
+            memcpy_bytes: 0,
+            copied_bytes: 0,
+            pages_copied: 0,
+        })
+    }
+
+    /// What mapping and copying has cost so far.
+    pub fn grants(&self) -> &dyn Grants {
+        self.grants.as_ref()
+    }
+
+    /// True when the arena is registered with the ring.
+    pub fn arena_is_fixed(&self, ring: &Uring) -> bool {
+        ring.memory(self.memory).is_fixed(self.arena.region())
+    }
+
+    fn base(&self, slot: u16) -> usize {
+        usize::from(slot) * self.per_slot
+    }
+
+    /// A request's segments.
+    #[inline]
+    pub fn segments(&self, slot: u16) -> &[Segment] {
+        let base = self.base(slot);
+        &self.segments[base..base + usize::from(self.held[usize::from(slot)].segments)]
+    }
+
+    /// A request's memory, once it is prepared.
+    #[inline]
+    pub fn spans(&self, slot: u16) -> &[Span] {
+        let base = self.base(slot);
+        &self.spans[base..base + usize::from(self.held[usize::from(slot)].spans)]
+    }
+
+    /// Takes over the segments of a direct request.
+    #[inline]
+    pub fn set_segments(&mut self, slot: u16, segments: &[Segment]) {
+        let base = self.base(slot);
+        self.segments[base..base + segments.len()].copy_from_slice(segments);
+        self.held[usize::from(slot)] = Held { segments: segments.len() as u16, ..Held::default() };
+    }
+
+    /// Asks for the page with a request's segments; [`Data::map`] and [`Data::copy_indirect`] bring them.
+    pub fn want_indirect(&mut self, slot: u16, page: GrantRef, scratch: usize, ring: &mut Uring) {
+        let indirect_page = Some((page, scratch as u16));
+        self.held[usize::from(slot)] = Held { indirect_page, ..Held::default() };
+        self.unsettled.push(slot);
+        let place = self.place(page, ring);
+        self.held[usize::from(slot)].indirect = place;
+        if place.is_none() {
+            self.copy_indirect_page(slot);
+        }
+    }
+
+    fn copy_indirect_page(&mut self, slot: u16) {
+        if let Some((gref, scratch)) = self.held[usize::from(slot)].indirect_page {
+            let local = usize::from(scratch) * PAGE_SIZE;
+            self.copies.push(CopySegment { gref, offset: 0, len: PAGE_SIZE as u16, local, status: GrantStatus::OKAY });
+            self.owners.push(slot);
+        }
+    }
+
+    /// Brings the indirect pages that are not mapped, in one call.
+    pub fn copy_indirect(&mut self) {
+        let scratch = self.scratch.clone();
+        self.run_copies(CopyDirection::FromPeer, &scratch);
+    }
+
+    /// Reads a request's segments from its indirect page, once, and checks them. `raw` gets the private copy.
+    ///
+    /// # Errors
+    /// When the page could not be had, or a segment is impossible.
+    pub fn fetch_indirect(
+        &mut self,
+        slot: u16,
+        count: usize,
+        scratch: usize,
+        raw: &mut [BlkifRequestSegment; SEGMENTS_PER_PAGE],
+        ring: &Uring,
+    ) -> Result<(), &'static str> {
+        let held = &mut self.held[usize::from(slot)];
+        let bytes = zerocopy::IntoBytes::as_mut_bytes(&mut raw[..count]);
+        match held.indirect.take() {
+            Some(place) => {
+                let table = self.table.as_mut().ok_or("no table")?;
+                let region = table.region(place.slab).ok_or("its page is not mapped")?;
+                let pages = ring.memory(self.memory).pages(region).ok_or("its page is not mapped")?;
+                pages.read(usize::from(place.page) * PAGE_SIZE, bytes);
+                table.release(place);
+            }
+            None if held.failed => {
+                held.failed = false;
+                return Err("its page could not be copied");
+            }
+            None => self.scratch.read(scratch * PAGE_SIZE, bytes),
+        }
+        self.held[usize::from(slot)].indirect_page = None;
+        let base = self.base(slot);
+        for (to, wire) in self.segments[base..base + count].iter_mut().zip(raw.iter()) {
+            *to = Segment::parse(wire).ok_or("impossible sectors in an indirect segment")?;
+        }
+        self.held[usize::from(slot)].segments = count as u16;
+        Ok(())
+    }
+
+    /// Finds the pages of a request in the table, and sets up a slab for those that are new.
+    #[inline]
+    pub fn locate(&mut self, slot: u16, ring: &mut Uring) {
+        let base = self.base(slot);
+        let count = usize::from(self.held[usize::from(slot)].segments);
+        if self.table.is_none() {
+            self.places[base..base + count].fill(None);
+            return;
+        }
+        self.unsettled.push(slot);
+        self.places[base..base + count].fill(None);
+        for at in base..base + count {
+            let place = self.place(self.segments[at].gref, ring);
+            self.places[at] = place;
+        }
+    }
+
+    /// A page's place in the table, held; `None` when it must be copied.
+    #[inline]
+    fn place(&mut self, gref: GrantRef, ring: &mut Uring) -> Option<Place> {
+        match self.table.as_mut()?.hold(gref) {
+            Some(place) => Some(place),
+            None => self.new_place(gref, ring),
+        }
+    }
+
+    #[cold]
+    fn new_place(&mut self, gref: GrantRef, ring: &mut Uring) -> Option<Place> {
+        loop {
+            let table = self.table.as_mut()?;
+            let slab = match self.building {
+                Some(slab) => slab,
+                None => *self.building.insert(table.open_slab()?),
+            };
+            if let Some(place) = table.add(slab, gref) {
+                return Some(place);
+            }
+            if table.refs(slab).len() >= MAX_MAP {
+                self.map_slab(ring);
+                continue;
+            }
+            let region = table.evict()?;
+            if let Err(error) = ring.retire(self.memory, region) {
+                tracing::error!(%error, "unmapping persistent grants failed");
+            }
+        }
+    }
+
+    /// Maps the slab that was set up, in one call. What cannot be mapped is copied instead: grant copy answers for
+    /// each page alone, where one bad reference fails a whole mapping.
+    pub fn map(&mut self, ring: &mut Uring) {
+        self.map_slab(ring);
+        self.unsettled.clear();
+    }
+
+    fn map_slab(&mut self, ring: &mut Uring) {
+        let (Some(slab), Some(table)) = (self.building.take(), self.table.as_mut()) else { return };
+        let mapped = match table.refs(slab) {
+            [] => None,
+            refs => match self.grants.map(refs, Access::ReadWrite) {
+                Ok(memory) => ring.adopt(self.memory, memory, self.fixed && self.zero_copy).ok(),
+                Err(error) => {
+                    tracing::debug!(%error, "mapping grants failed");
+                    None
+                }
+            },
+        };
+        match mapped {
+            Some(region) => table.mapped_as(slab, region),
+            None => {
+                table.forget(slab);
+                self.forget_places(slab);
+            }
+        }
+    }
+
+    /// Nobody may look for pages in a slab that was not mapped.
+    fn forget_places(&mut self, slab: u16) {
+        for at in 0..self.unsettled.len() {
+            let slot = self.unsettled[at];
+            let base = self.base(slot);
+            for place in &mut self.places[base..base + self.per_slot] {
+                *place = place.filter(|place| place.slab != slab);
+            }
+            let held = &mut self.held[usize::from(slot)];
+            if held.indirect.is_some_and(|place| place.slab == slab) {
+                held.indirect = None;
+                self.copy_indirect_page(slot);
+            }
+        }
+    }
+
+    /// Gives a request its memory; a write's data is on its way to it.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when the arena is full.
+    #[inline]
+    pub fn prepare(&mut self, slot: u16, len: u32, write: bool, ring: &Uring) -> Result<(), NoMemory> {
+        let base = self.base(slot);
+        let count = usize::from(self.held[usize::from(slot)].segments);
+        if count == 0 {
+            self.held[usize::from(slot)].spans = 0;
+            return Ok(());
+        }
+        if self.zero_copy && self.places[base..base + count].iter().all(Option::is_some) {
+            self.name_guest_pages(base, count);
+            self.held[usize::from(slot)].spans = count as u16;
+            return Ok(());
+        }
+        let run = self.arena.take(len).ok_or(NoMemory)?;
+        self.spans[base] = run;
+        let held = &mut self.held[usize::from(slot)];
+        (held.spans, held.arena) = (1, Some(run));
+        if write {
+            self.copy_segments(slot, run, true, ring);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn name_guest_pages(&mut self, base: usize, count: usize) {
+        let Some(table) = &self.table else { return };
+        for at in base..base + count {
+            if let Some(place) = self.places[at]
+                && let Some(region) = table.region(place.slab)
+            {
+                let span = self.segments[at].span;
+                let offset = u32::from(place.page) * PAGE_SIZE as u32 + span.offset();
+                self.spans[at] = Span { region, offset, len: span.len() };
+            }
+        }
+    }
+
+    /// Moves a request's data between its arena run and the guest's pages: memcpy where they are mapped, else
+    /// one more segment of the batched grant copy.
+    fn copy_segments(&mut self, slot: u16, run: Span, into_arena: bool, ring: &Uring) {
+        let base = self.base(slot);
+        let count = usize::from(self.held[usize::from(slot)].segments);
+        let memory = ring.memory(self.memory);
+        let mut local = run.offset;
+        for at in base..base + count {
+            let Segment { gref, span } = self.segments[at];
+            let mapped = self.places[at].and_then(|place| Some((self.table.as_ref()?.region(place.slab)?, place)));
+            match mapped {
+                Some((region, place)) => {
+                    let page = (region, usize::from(place.page) * PAGE_SIZE + span.offset() as usize);
+                    let arena = (run.region, local as usize);
+                    let (to, from) = if into_arena { (arena, page) } else { (page, arena) };
+                    memory.copy(to, from, span.len() as usize);
+                    self.memcpy_bytes += u64::from(span.len());
+                }
+                None => {
+                    let (offset, len) = (span.offset() as u16, span.len() as u16);
+                    self.copies.push(CopySegment { gref, offset, len, local: local as usize, status: GrantStatus::OKAY });
+                    self.owners.push(slot);
+                    self.copied_bytes += u64::from(span.len());
+                }
+            }
+            self.pages_copied += 1;
+            local += span.len();
+        }
+    }
+
+    /// Brings the data of all prepared writes, in one call.
+    pub fn copy_in(&mut self, ring: &Uring) {
+        self.copy_with_arena(CopyDirection::FromPeer, ring);
+    }
+
+    /// A read has its data: lets it go to the guest's pages.
+    #[inline]
+    pub fn copy_out(&mut self, slot: u16, ring: &Uring) {
+        if let Some(run) = self.held[usize::from(slot)].arena {
+            self.copy_segments(slot, run, false, ring);
+        }
+    }
+
+    /// Sends the data of all reads, in one call.
+    pub fn finish_copies(&mut self, ring: &Uring) {
+        self.copy_with_arena(CopyDirection::ToPeer, ring);
+    }
+
+    fn copy_with_arena(&mut self, direction: CopyDirection, ring: &Uring) {
+        if self.copies.is_empty() {
+            return;
+        }
+        if let Some(arena) = ring.memory(self.memory).pages(self.arena.region()) {
+            self.run_copies(direction, arena);
+        }
+    }
+
+    fn run_copies(&mut self, direction: CopyDirection, local: &Pages) {
+        if self.copies.is_empty() {
+            return;
+        }
+        let failed = self.grants.copy(direction, local, &mut self.copies);
+        if let Err(error) = &failed {
+            tracing::debug!(%error, "grant copy failed");
+        }
+        for (copy, owner) in self.copies.iter().zip(&self.owners) {
+            self.held[usize::from(*owner)].failed |= failed.is_err() || !copy.status.is_okay();
+        }
+        self.copies.clear();
+        self.owners.clear();
+    }
+
+    /// True when a copy for this request failed: a reference was bad.
+    #[inline]
+    pub fn failed(&self, slot: u16) -> bool {
+        self.held[usize::from(slot)].failed
+    }
+
+    /// Gives everything back that a request holds.
+    #[inline]
+    pub fn release(&mut self, slot: u16) {
+        let base = self.base(slot);
+        let held = std::mem::take(&mut self.held[usize::from(slot)]);
+        if let Some(run) = held.arena {
+            self.arena.give(run);
+        }
+        if let Some(table) = &mut self.table {
+            for place in self.places[base..base + usize::from(held.segments)].iter_mut().filter_map(Option::take) {
+                table.release(place);
+            }
+            if let Some(place) = held.indirect {
+                table.release(place);
+            }
+        }
+    }
+}

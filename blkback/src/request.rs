@@ -1,0 +1,360 @@
+//! From the bytes of a ring slot to a request that cannot be wrong.
+//!
+//! Parsing works on the private copy and returns typed values: a [`SectorSpan`] exists only with
+//! `first <= last <= 7` (XSA-513), counts fit their type, the range fits the disk. Nothing downstream looks at the
+//! copy again.
+
+use grant::GrantRef;
+use zerocopy::FromBytes;
+
+use crate::proto::{
+    Abi, BLKIF_OP_DISCARD, BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ, BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BlkifRequest32, BlkifRequest64,
+    BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, MAX_INDIRECT_PAGES, MAX_SEGMENTS,
+    SECTOR_SIZE, SECTORS_PER_PAGE, SEGMENTS_PER_PAGE,
+};
+
+/// Sectors `first..=last` of one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SectorSpan {
+    first: u8,
+    last: u8,
+}
+
+impl SectorSpan {
+    /// `None` unless `first <= last <= 7`.
+    pub fn new(first: u8, last: u8) -> Option<SectorSpan> {
+        (first <= last && last < SECTORS_PER_PAGE).then_some(SectorSpan { first, last })
+    }
+
+    /// Byte offset in the page.
+    #[inline]
+    pub fn offset(self) -> u32 {
+        u32::from(self.first) * SECTOR_SIZE as u32
+    }
+
+    /// Bytes, 512..=4096.
+    #[inline]
+    pub fn len(self) -> u32 {
+        (u32::from(self.last - self.first) + 1) * SECTOR_SIZE as u32
+    }
+
+    /// Never: there is at least one sector in a span.
+    pub fn is_empty(self) -> bool {
+        false
+    }
+}
+
+/// Part of a page the guest granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The page.
+    pub gref: GrantRef,
+    /// The part.
+    pub span: SectorSpan,
+}
+
+impl Segment {
+    /// What tables are filled with.
+    pub const NONE: Segment = Segment { gref: GrantRef(0), span: SectorSpan { first: 0, last: 0 } };
+
+    /// `None` when the sectors are impossible.
+    #[inline]
+    pub fn parse(wire: &BlkifRequestSegment) -> Option<Segment> {
+        SectorSpan::new(wire.first_sect, wire.last_sect).map(|span| Segment { gref: GrantRef(wire.gref), span })
+    }
+}
+
+/// What the guest wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `BLKIF_OP_READ`.
+    Read,
+    /// `BLKIF_OP_WRITE`.
+    Write,
+    /// `BLKIF_OP_FLUSH_DISKCACHE`; with data it flushes, then writes.
+    Flush,
+}
+
+/// Where the segments stand.
+#[derive(Clone, Copy, Debug)]
+pub enum Segments {
+    /// In the request.
+    Direct([Segment; MAX_SEGMENTS], u8),
+    /// On pages of their own: how many, and the pages.
+    Indirect(u16, [GrantRef; MAX_INDIRECT_PAGES]),
+}
+
+/// A request, checked as far as the slot alone allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Echoed in the response.
+    pub id: u64,
+    /// The operation a response names: for an indirect request the inner one.
+    pub response_op: u8,
+    /// What to do.
+    pub operation: Operation,
+    /// First 512-byte sector on the disk.
+    pub sector: u64,
+    /// Where the data is.
+    pub segments: Segments,
+}
+
+/// Why a request is answered at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Echoed in the response.
+    pub id: u64,
+    /// The operation a response names.
+    pub response_op: u8,
+    /// `BLKIF_RSP_ERROR` or `BLKIF_RSP_EOPNOTSUPP`.
+    pub status: i16,
+    /// For the log.
+    pub reason: &'static str,
+}
+
+/// What requests are checked against.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The guest's layout.
+    pub abi: Abi,
+    /// Most segments of an indirect request; 0 when none were offered.
+    pub max_indirect: u16,
+    /// Everything but reads is refused.
+    pub read_only: bool,
+    /// Flush is offered.
+    pub flush: bool,
+}
+
+/// The common fields of both layouts.
+struct Slot {
+    operation: u8,
+    nr_segments: u8,
+    id: u64,
+    sector: u64,
+    seg: [BlkifRequestSegment; MAX_SEGMENTS],
+}
+
+fn wide(halves: [u32; 2]) -> u64 {
+    u64::from(halves[0]) | u64::from(halves[1]) << 32
+}
+
+fn slot(bytes: &[u8], abi: Abi) -> Option<Slot> {
+    Some(match abi {
+        Abi::X86_64 => {
+            let r = BlkifRequest64::read_from_prefix(bytes).ok()?.0;
+            Slot { operation: r.operation, nr_segments: r.nr_segments, id: r.id, sector: r.sector_number, seg: r.seg }
+        }
+        Abi::X86_32 => {
+            let r = BlkifRequest32::read_from_prefix(bytes).ok()?.0;
+            Slot {
+                operation: r.operation,
+                nr_segments: r.nr_segments,
+                id: wide(r.id),
+                sector: wide(r.sector_number),
+                seg: r.seg,
+            }
+        }
+    })
+}
+
+impl Request {
+    /// Parses the private copy of a ring slot (at least [`Abi::slot_size`] bytes).
+    ///
+    /// # Errors
+    /// With the response to give.
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Request, Rejected> {
+        let unsupported = |id, response_op, reason| Rejected { id, response_op, status: BLKIF_RSP_EOPNOTSUPP, reason };
+        let Some(slot) = slot(bytes, limits.abi) else {
+            return Err(unsupported(0, 0, "short slot"));
+        };
+        let operation = match slot.operation {
+            BLKIF_OP_READ => Operation::Read,
+            BLKIF_OP_WRITE => Operation::Write,
+            BLKIF_OP_FLUSH_DISKCACHE if limits.flush => Operation::Flush,
+            BLKIF_OP_INDIRECT => return Request::parse_indirect(bytes, limits),
+            BLKIF_OP_FLUSH_DISKCACHE => return Err(unsupported(slot.id, slot.operation, "flush was not offered")),
+            BLKIF_OP_WRITE_BARRIER => return Err(unsupported(slot.id, slot.operation, "barrier was not offered")),
+            BLKIF_OP_DISCARD => return Err(unsupported(slot.id, slot.operation, "discard was not offered")),
+            _ => return Err(unsupported(slot.id, slot.operation, "unknown operation")),
+        };
+        let error = |reason| Rejected { id: slot.id, response_op: slot.operation, status: BLKIF_RSP_ERROR, reason };
+        let count = usize::from(slot.nr_segments);
+        let Some(wire) = slot.seg.get(..count) else {
+            return Err(error("more than 11 segments"));
+        };
+        if count == 0 && operation != Operation::Flush {
+            return Err(error("no segments"));
+        }
+        if limits.read_only && operation != Operation::Read {
+            return Err(error("the disk is read-only"));
+        }
+        let mut segments = [Segment::NONE; MAX_SEGMENTS];
+        for (to, from) in segments.iter_mut().zip(wire) {
+            *to = Segment::parse(from).ok_or_else(|| error("impossible sectors in a segment"))?;
+        }
+        let segments = Segments::Direct(segments, slot.nr_segments);
+        Ok(Request { id: slot.id, response_op: slot.operation, operation, sector: slot.sector, segments })
+    }
+
+    fn parse_indirect(bytes: &[u8], limits: &Limits) -> Result<Request, Rejected> {
+        let fields = match limits.abi {
+            Abi::X86_64 => BlkifRequestIndirect64::read_from_prefix(bytes)
+                .ok()
+                .map(|(r, _)| (r.indirect_op, r.nr_segments, r.id, r.sector_number, r.indirect_grefs)),
+            Abi::X86_32 => BlkifRequestIndirect32::read_from_prefix(bytes)
+                .ok()
+                .map(|(r, _)| (r.indirect_op, r.nr_segments, wide(r.id), wide(r.sector_number), r.indirect_grefs)),
+        };
+        let (indirect_op, count, id, sector, grefs) = fields.unwrap_or_default();
+        let refuse = |status, reason| Rejected { id, response_op: indirect_op, status, reason };
+        if limits.max_indirect == 0 {
+            return Err(Rejected { response_op: BLKIF_OP_INDIRECT, ..refuse(BLKIF_RSP_EOPNOTSUPP, "indirect was not offered") });
+        }
+        let operation = match indirect_op {
+            BLKIF_OP_READ => Operation::Read,
+            BLKIF_OP_WRITE => Operation::Write,
+            _ => return Err(refuse(BLKIF_RSP_ERROR, "indirect operation is neither read nor write")),
+        };
+        if count == 0 || count > limits.max_indirect {
+            return Err(refuse(BLKIF_RSP_ERROR, "number of indirect segments out of range"));
+        }
+        if limits.read_only && operation != Operation::Read {
+            return Err(refuse(BLKIF_RSP_ERROR, "the disk is read-only"));
+        }
+        let segments = Segments::Indirect(count, grefs.map(GrantRef));
+        Ok(Request { id, response_op: indirect_op, operation, sector, segments })
+    }
+
+    /// Segments, wherever they stand.
+    pub fn count(&self) -> usize {
+        match self.segments {
+            Segments::Direct(_, count) => usize::from(count),
+            Segments::Indirect(count, _) => usize::from(count),
+        }
+    }
+
+    /// Pages the segments of an indirect request stand on.
+    pub fn indirect_pages(&self) -> &[GrantRef] {
+        match &self.segments {
+            Segments::Direct(..) => &[],
+            Segments::Indirect(count, grefs) => &grefs[..usize::from(*count).div_ceil(SEGMENTS_PER_PAGE)],
+        }
+    }
+}
+
+/// The byte range on the disk of a request with these segments; `None` when it does not fit a disk of `sectors`.
+/// Without segments there is no range, and Linux writes -1 into the sector of an empty flush.
+pub fn byte_range(sector: u64, segments: &[Segment], sectors: u64) -> Option<(u64, u32)> {
+    if segments.is_empty() {
+        return Some((0, 0));
+    }
+    let len: u32 = segments.iter().map(|segment| segment.span.len()).sum();
+    let end = sector.checked_add(u64::from(len) / SECTOR_SIZE)?;
+    if end > sectors {
+        return None;
+    }
+    Some((sector.checked_mul(SECTOR_SIZE)?, len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes;
+
+    const LIMITS: Limits = Limits { abi: Abi::X86_64, max_indirect: 256, read_only: false, flush: true };
+
+    fn rw(operation: u8, nr_segments: u8, first: u8, last: u8) -> BlkifRequest64 {
+        let seg = [BlkifRequestSegment { gref: 8, first_sect: first, last_sect: last, pad: 0xFFFF }; MAX_SEGMENTS];
+        BlkifRequest64 { operation, nr_segments, id: 77, sector_number: 5, seg, ..Default::default() }
+    }
+
+    #[test]
+    fn of_all_sector_pairs_only_the_36_valid_ones_pass() {
+        let mut accepted = 0;
+        for first in 0..=255 {
+            for last in 0..=255 {
+                let parsed = Request::parse(rw(BLKIF_OP_READ, 11, first, last).as_bytes(), &LIMITS);
+                assert_eq!(parsed.is_ok(), first <= last && last <= 7, "{first} {last}");
+                accepted += usize::from(parsed.is_ok());
+            }
+        }
+        assert_eq!(accepted, 36);
+    }
+
+    #[test]
+    fn segment_counts_out_of_range_are_errors_with_the_right_id() {
+        for count in (12..=255).chain([0]) {
+            let rejected = Request::parse(rw(BLKIF_OP_WRITE, count, 0, 7).as_bytes(), &LIMITS).unwrap_err();
+            assert_eq!((rejected.id, rejected.status, rejected.response_op), (77, BLKIF_RSP_ERROR, BLKIF_OP_WRITE));
+        }
+        assert!(Request::parse(rw(BLKIF_OP_FLUSH_DISKCACHE, 0, 0, 0).as_bytes(), &LIMITS).is_ok());
+    }
+
+    #[test]
+    fn what_was_not_offered_is_eopnotsupp_and_the_rest_is_never_a_panic() {
+        for operation in 0..=255u8 {
+            let parsed = Request::parse(rw(operation, 1, 0, 7).as_bytes(), &LIMITS);
+            match operation {
+                0 | 1 | 3 => assert!(parsed.is_ok()),
+                6 => assert_eq!(parsed.unwrap_err().response_op, 1, "the inner operation"),
+                _ => assert_eq!(parsed.unwrap_err().status, BLKIF_RSP_EOPNOTSUPP),
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_only_disk_takes_reads_only() {
+        let limits = Limits { read_only: true, flush: false, ..LIMITS };
+        assert!(Request::parse(rw(BLKIF_OP_READ, 1, 0, 7).as_bytes(), &limits).is_ok());
+        for operation in [1, 2, 3, 5] {
+            assert!(Request::parse(rw(operation, 1, 0, 7).as_bytes(), &limits).is_err());
+        }
+        let inner = BlkifRequestIndirect64 { operation: 6, indirect_op: 1, nr_segments: 3, ..Default::default() };
+        let mut bytes = [0; 112];
+        bytes[..64].copy_from_slice(inner.as_bytes());
+        assert_eq!(Request::parse(&bytes, &limits).unwrap_err().status, BLKIF_RSP_ERROR);
+    }
+
+    #[test]
+    fn indirect_counts_and_inner_operations_are_checked() {
+        let parse = |indirect_op, nr_segments| {
+            let inner = BlkifRequestIndirect64 { operation: 6, indirect_op, nr_segments, id: 3, ..Default::default() };
+            let mut bytes = [0; 112];
+            bytes[..64].copy_from_slice(inner.as_bytes());
+            Request::parse(&bytes, &LIMITS)
+        };
+        assert!(parse(0, 256).is_ok() && parse(1, 1).is_ok());
+        assert_eq!(parse(0, 256).unwrap().indirect_pages().len(), 1);
+        for (operation, count) in [(0, 0), (0, 257), (1, u16::MAX), (2, 1), (3, 1), (5, 1), (6, 1), (255, 1)] {
+            let rejected = parse(operation, count).unwrap_err();
+            assert_eq!((rejected.id, rejected.status), (3, BLKIF_RSP_ERROR));
+        }
+    }
+
+    #[test]
+    fn both_layouts_say_the_same() {
+        let seg = [BlkifRequestSegment { gref: 9, first_sect: 1, last_sect: 2, pad: 0 }; MAX_SEGMENTS];
+        let narrow = BlkifRequest32 {
+            operation: 1,
+            nr_segments: 2,
+            handle: 0,
+            id: [0x89AB_CDEF, 0x0123_4567],
+            sector_number: [6, 1],
+            seg,
+        };
+        let parsed = Request::parse(narrow.as_bytes(), &Limits { abi: Abi::X86_32, ..LIMITS }).unwrap();
+        assert_eq!((parsed.id, parsed.sector), (0x0123_4567_89AB_CDEF, 0x1_0000_0006));
+        assert_eq!(parsed.count(), 2);
+    }
+
+    #[test]
+    fn ranges_past_the_end_and_around_the_top_are_refused() {
+        let page = [Segment::parse(&BlkifRequestSegment { gref: 1, first_sect: 0, last_sect: 7, pad: 0 }).unwrap(); 2];
+        assert_eq!(byte_range(84, &page, 100), Some((84 * 512, 8192)));
+        for sector in [85, 100, u64::MAX, u64::MAX - 15, i64::MAX as u64, u64::MAX / 512] {
+            assert_eq!(byte_range(sector, &page, 100), None, "{sector}");
+        }
+        assert_eq!(byte_range(u64::MAX / 256, &page, u64::MAX), None, "the byte offset must fit as well");
+    }
+}
