@@ -1,6 +1,6 @@
 # Sourced by `run`: one boot of Xen under QEMU, and what it says of its cases.
 
-# dom0_memory MACHINE_MEMORY (MiB): the rest is for guests and service VMs.
+# MiB. What dom0 does not take is for guests and service VMs.
 MACHINE_MEMORY=4096
 DOM0_MEMORY=1280
 
@@ -16,16 +16,18 @@ boot() {
         echo "$case $(field "$case" seconds)" >>"$LAB/build/boot/lab/cases/order"
     done
     pack "$LAB/build/boot" "$LAB/build/boot.cpio"
+    cp "$(vmlinuz_of dom0)" "$LAB/build/vmlinuz"
+    # shellcheck disable=SC2046
     cat "$LAB"/build/{dom0,guest-6.1,guest-6.12,driver}.cpio $(services_of "$@" | sed "s#.*#$LAB/build/service-&.cpio#") "$LAB/build/boot.cpio" \
         >"$LAB/build/dom0.img"
 
     say "boot $group: $cpus CPU(s), at most $limit s, log $log/serial.log"
     started=$SECONDS
-    qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu qemu64,+svm,+npt -smp "$cpus" -m $MACHINE_MEMORY \
-        -display none -monitor none -net none -no-reboot -serial "file:$log/serial.log" \
-        -kernel "$LAB/build/xen" \
+    # Relative paths: QEMU and multiboot give a meaning to blanks and commas in them.
+    (cd "$LAB/build" && exec qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu qemu64,+svm,+npt -smp "$cpus" -m $MACHINE_MEMORY \
+        -display none -monitor none -net none -no-reboot -serial "file:../logs/$group/serial.log" -kernel xen \
         -append "console=com1 com1=115200,8n1,0x3f8,4 dom0_mem=${DOM0_MEMORY}M,max:${DOM0_MEMORY}M dom0_max_vcpus=1 conring_size=1m loglvl=warning guest_loglvl=warning" \
-        -initrd "$(vmlinuz_of dom0) console=hvc0 quiet rdinit=/init,$LAB/build/dom0.img" </dev/null >"$log/qemu.log" 2>&1 &
+        -initrd "vmlinuz console=hvc0 quiet rdinit=/init,dom0.img" </dev/null >"$log/qemu.log" 2>&1) &
     qemu=$!
     QEMU_PID=$qemu
     while kill -0 $qemu 2>/dev/null && [ $((SECONDS - started)) -lt "$limit" ]; do
