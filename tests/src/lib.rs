@@ -1,1 +1,4 @@
+//! What the tests that need two sides share.
 #![forbid(unsafe_code)]
+
+pub mod world;
