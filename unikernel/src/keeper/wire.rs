@@ -11,7 +11,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The longest message in bytes.
-pub const MAX_MESSAGE: usize = 4096;
+pub const MAX_MESSAGE: usize = 16 << 10;
 /// The most descriptors in one message: the kernel's SCM_MAX_FD.
 pub const MAX_FDS: usize = 253;
 /// The longest key in bytes.

@@ -1,0 +1,155 @@
+//! What supervisor and worker say to each other: one JSON value per SOCK_SEQPACKET message, descriptors beside it by
+//! SCM_RIGHTS. The worker finds the socket as its standard input.
+//!
+//! ```text
+//! supervisor                                    worker
+//!   Start{version, world, guest, threads}  -->  starts its threads; fds: per thread event channels, fence
+//!   Connect{connect, volume}               -->  fds: [volume], meter, per queue journal and grants
+//!   Disconnect{devid}                      -->  drains, unmaps
+//!                                         <--   Report (blkback::device)
+//! ```
+//!
+//! A worker deals with a hostile guest, so the supervisor takes what it says for a stranger's: a message that is too
+//! long, carries a descriptor or does not parse ends the worker.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use blkback::config::Connect;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::keeper::wire;
+use crate::world::Kind;
+
+/// Changes whenever a message does: supervisor and worker are the same binary, except while it is being replaced.
+pub const VERSION: u32 = 1;
+
+/// What the supervisor tells a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// The first message.
+    Start {
+        /// [`VERSION`].
+        version: u32,
+        /// What the descriptors are.
+        world: Kind,
+        /// The one guest this worker serves.
+        guest: u16,
+        /// How many threads; two descriptors come for each.
+        threads: usize,
+    },
+    /// Serve a disk.
+    Connect {
+        /// The disk and what was negotiated.
+        connect: Connect,
+        /// The first descriptor is the volume's.
+        volume: bool,
+    },
+    /// Stop serving a disk.
+    Disconnect {
+        /// Which.
+        devid: u32,
+    },
+}
+
+/// One end of a control socket.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+}
+
+impl Channel {
+    /// A connected pair: one end for us, the other for a child's standard input.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pair() -> io::Result<(Channel, OwnedFd)> {
+        let kind = SocketType::SEQPACKET;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        Ok((Channel { socket: ours }, theirs))
+    }
+
+    /// Takes over an end.
+    pub fn new(socket: OwnedFd) -> Channel {
+        Channel { socket }
+    }
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the other end does not read; else what the kernel says.
+    pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        wire::send(self.socket.as_fd(), message, fds, SendFlags::DONTWAIT)
+    }
+
+    /// Receives without waiting; `None` when the other end is gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing; `InvalidData` for a message that is none of ours.
+    pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        match wire::receive(self.socket.as_fd(), RecvFlags::DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            other => other,
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_travel_beside_a_message() {
+        let (here, there) = Channel::pair().unwrap();
+        let there = Channel::new(there);
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        here.send(&Order::Disconnect { devid: 7 }, &[write.as_fd()])
+            .unwrap();
+        drop(write);
+        let (order, fds) = there.receive::<Order>().unwrap().unwrap();
+        assert!(matches!(order, Order::Disconnect { devid: 7 }));
+        rustix::io::write(&fds[0], b"x").unwrap();
+        drop(fds);
+        let mut byte = [0; 2];
+        assert_eq!(rustix::io::read(&read, &mut byte).unwrap(), 1);
+        // Nobody kept a copy: the pipe hangs up.
+        assert_eq!(rustix::io::read(&read, &mut byte).unwrap(), 0);
+    }
+
+    #[test]
+    fn nothing_there_is_no_end() {
+        let (here, there) = Channel::pair().unwrap();
+        let error = here.receive::<Order>().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(there);
+        assert!(here.receive::<Order>().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_does_not_parse_is_refused() {
+        let (here, there) = Channel::pair().unwrap();
+        rustix::net::send(
+            &there,
+            b"{\"Disconnect\":{\"devid\":-1}}",
+            SendFlags::empty(),
+        )
+        .unwrap();
+        assert!(here.receive::<Order>().is_err());
+        rustix::net::send(
+            &there,
+            &vec![b' '; wire::MAX_MESSAGE + 1],
+            SendFlags::empty(),
+        )
+        .unwrap();
+        assert!(here.receive::<Order>().is_err());
+    }
+}

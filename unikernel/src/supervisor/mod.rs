@@ -1,0 +1,4 @@
+//! The supervisor of a service VM.
+
+pub mod guest;
+pub mod volume;
