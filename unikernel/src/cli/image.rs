@@ -27,7 +27,7 @@ struct BuildArgs {
     /// Its modules: lib/modules/VERSION of the same package
     #[arg(long, value_name = "DIR")]
     modules: PathBuf,
-    /// Configuration of the service VM; [vm] modules = ["brd rd_nr=2"] adds modules to the usual ones
+    /// Configuration of the service VM; its vm.modules adds kernel modules, such as "brd rd_nr=2"
     #[arg(long, value_name = "FILE.toml")]
     config: PathBuf,
     /// Directory for vmlinuz, initramfs.img and NAME.cfg, created if missing

@@ -28,6 +28,8 @@ use elf::Elf;
 use modules::{Tree, Wanted};
 pub use xl::DomainType;
 
+use crate::config::{Config, ConfigError, DataPath};
+
 /// Where PID 1 finds its configuration.
 pub const CONFIG_PATH: &str = "/etc/windsor.toml";
 /// Where PID 1 finds the VM's name.
@@ -95,9 +97,9 @@ pub enum Error {
         "{module} is built into this kernel and takes no `{params}` from [vm] modules: use --append \"{module}.PARAMETER=VALUE\""
     )]
     BuiltinParameters { module: String, params: String },
-    /// The configuration does not say what an image needs.
-    #[error("{}: {why}", path.display())]
-    Config { path: PathBuf, why: String },
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A word of the command line cannot go into the configuration for `xl`.
     #[error("--{option}: {why}")]
     Usage { option: &'static str, why: String },
@@ -107,9 +109,15 @@ impl Error {
     /// The exit code of the command: 2 usage, 3 something that must be there is not, 1 anything else.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Usage { .. } | Self::Config { .. } | Self::BuiltinParameters { .. } => 2,
+            Self::Read { source, .. } | Self::Config(ConfigError::Read { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                3
+            }
+            Self::Config(ConfigError::Wrong { .. })
+            | Self::Usage { .. }
+            | Self::BuiltinParameters { .. } => 2,
             Self::NotStatic { .. } | Self::MissingModule { .. } => 3,
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => 3,
             _ => 1,
         }
     }
@@ -182,8 +190,10 @@ fn program(bytes: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
-    let vm = Vm::read(&recipe.config)?;
-    check_usage(recipe)?;
+    let config = Config::load(&recipe.config)?;
+    let config_text = read(&recipe.config)?;
+    let name = config.vm.name.as_str();
+    check_usage(recipe, &config)?;
     let kernel = read(&recipe.kernel)?;
     let tree = Tree::open(&recipe.modules)?;
     if let Some(version) = kernel_version(&kernel).map_err(|()| Error::NotKernel {
@@ -203,7 +213,13 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     if recipe.kind == DomainType::Pv {
         wanted.push(Wanted::parse("xen_pcifront", false));
     }
-    wanted.extend(vm.modules);
+    wanted.extend(
+        config
+            .vm
+            .modules
+            .iter()
+            .map(|text| Wanted::parse(text, true)),
+    );
     let modules = tree.resolve(&wanted)?;
 
     let mut archive = Archive::default();
@@ -214,11 +230,11 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     archive.file("init", 0o755, init);
     archive.link("sbin/poweroff", "/init");
     archive.link("sbin/reboot", "/init");
-    archive.file(inside(CONFIG_PATH), 0o644, vm.text);
+    archive.file(inside(CONFIG_PATH), 0o644, config_text);
     archive.file(
         inside(HOSTNAME_PATH),
         0o644,
-        format!("{}\n", vm.name).into_bytes(),
+        format!("{}\n", name).into_bytes(),
     );
     let names: Vec<_> = modules.iter().map(|module| module.name.clone()).collect();
     let mut list = String::new();
@@ -236,7 +252,7 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     let built = Built {
         kernel: recipe.out.join("vmlinuz"),
         initramfs: recipe.out.join("initramfs.img"),
-        config: recipe.out.join(format!("{}.cfg", vm.name)),
+        config: recipe.out.join(format!("{}.cfg", name)),
         version: tree.version,
         modules: names,
         initramfs_bytes: 0,
@@ -249,7 +265,7 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
             source,
         })?;
     let domain = xl::Domain {
-        name: &vm.name,
+        name,
         kind: recipe.kind,
         memory_mib: recipe.memory_mib,
         vcpus: recipe.vcpus,
@@ -269,7 +285,7 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     })
 }
 
-fn check_usage(recipe: &Recipe) -> Result<(), Error> {
+fn check_usage(recipe: &Recipe, config: &Config) -> Result<(), Error> {
     let usage = |option, why: &str| {
         Err(Error::Usage {
             option,
@@ -290,6 +306,12 @@ fn check_usage(recipe: &Recipe) -> Result<(), Error> {
             "it must be an absolute path that can stand in an xl configuration",
         );
     }
+    if recipe.kind == DomainType::Pv && config.backend.data_path == DataPath::ZeroCopy {
+        return usage(
+            "type",
+            "[backend] data-path = \"zero-copy\" is for PVH: a PV VM that dies under I/O would keep its guests' pages",
+        );
+    }
     if recipe.vcpus == 0 {
         return usage("vcpus", "a VM needs at least one CPU");
     }
@@ -300,59 +322,6 @@ fn check_usage(recipe: &Recipe) -> Result<(), Error> {
         );
     }
     Ok(())
-}
-
-/// What an image needs to know of the configuration; the rest is for the supervisor, inside.
-struct Vm {
-    name: String,
-    modules: Vec<Wanted>,
-    text: Vec<u8>,
-}
-
-impl Vm {
-    fn read(path: &Path) -> Result<Self, Error> {
-        let text = read(path)?;
-        let failed = |why: String| Error::Config {
-            path: path.into(),
-            why,
-        };
-        let table: toml::Table = std::str::from_utf8(&text)
-            .map_err(|error| failed(format!("it is not UTF-8 ({error})")))?
-            .parse()
-            .map_err(|error: toml::de::Error| failed(error.to_string()))?;
-        let vm = table.get("vm");
-        let name = vm
-            .and_then(|vm| vm.get("name"))
-            .and_then(toml::Value::as_str);
-        let name = name.ok_or_else(|| failed("it has no `[vm] name = \"...\"`".into()))?;
-        xl::check_name(name).map_err(|why| failed(format!("[vm] name `{name}`: {why}")))?;
-        let modules = match vm.and_then(|vm| vm.get("modules")) {
-            None => Vec::new(),
-            Some(list) => list
-                .as_array()
-                .and_then(|list| {
-                    list.iter()
-                        .map(toml::Value::as_str)
-                        .collect::<Option<Vec<_>>>()
-                })
-                .ok_or_else(|| {
-                    failed(
-                        "[vm] modules must be a list of strings, such as [\"brd rd_nr=2\"]".into(),
-                    )
-                })?
-                .into_iter()
-                .map(|text| Wanted::parse(text, true))
-                .collect(),
-        };
-        if modules.iter().any(|module| module.name.is_empty()) {
-            return Err(failed("[vm] modules holds an empty string".into()));
-        }
-        Ok(Self {
-            name: name.into(),
-            modules,
-            text,
-        })
-    }
 }
 
 /// The version a bzImage was built as (Linux x86 boot protocol, `kernel_version` at 0x20e); `None` for an ELF kernel

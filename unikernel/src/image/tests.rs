@@ -118,81 +118,74 @@ fn pvh_takes_no_pcifront() {
     );
 }
 
+/// Builds from a package that `change` has spoiled: the error names `words`, has `code`, and nothing was written.
+fn refused(code: i32, words: &[&str], change: impl Fn(&mut Recipe)) {
+    let Package {
+        dir: _dir,
+        mut recipe,
+    } = package("6.1.0-test", &["brd"]);
+    change(&mut recipe);
+    let error = build_with(&recipe, Vec::new()).unwrap_err();
+    let text = error.to_string();
+    assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    assert_eq!(error.exit_code(), code, "{text}");
+    assert!(!recipe.out.exists());
+}
+
 #[test]
-fn refusals_name_their_cause_and_write_nothing() {
-    let refused = |version: &str, change: fn(&mut Recipe), words: &[&str], code: i32| {
-        let Package {
-            dir: _dir,
-            mut recipe,
-        } = package(version, &["brd"]);
-        change(&mut recipe);
-        let error = build_with(&recipe, Vec::new()).unwrap_err();
-        let text = error.to_string();
-        assert!(words.iter().all(|word| text.contains(word)), "{text}");
-        assert_eq!(error.exit_code(), code, "{text}");
-        assert!(!recipe.out.exists());
+fn wrong_arguments_are_named() {
+    refused(1, &["acme.toml", "not a Linux kernel"], |recipe| {
+        recipe.kernel = recipe.config.clone()
+    });
+    refused(3, &["/nonexistent/vmlinuz"], |recipe| {
+        recipe.kernel = "/nonexistent/vmlinuz".into()
+    });
+    refused(3, &["/nonexistent"], |recipe| {
+        recipe.modules = "/nonexistent".into()
+    });
+    refused(3, &["/nonexistent.toml"], |recipe| {
+        recipe.config = "/nonexistent.toml".into()
+    });
+    refused(2, &["--append"], |recipe| recipe.append = "a\nb".into());
+    refused(2, &["--dom0-dir"], |recipe| {
+        recipe.dom0_dir = Some("here".into())
+    });
+    refused(2, &["--vcpus"], |recipe| recipe.vcpus = 0);
+    refused(2, &["--memory", "64"], |recipe| recipe.memory_mib = 16);
+}
+
+#[test]
+fn kernel_and_modules_must_be_of_one_version() {
+    let other = package("6.12.0-other", &[]);
+    refused(1, &["6.12.0-other", "6.1.0-test"], |recipe| {
+        recipe.kernel = other.recipe.kernel.clone()
+    });
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_before_it_is_in_a_vm() {
+    let wrong = |code, words: &[&str], text: &str| {
+        refused(code, words, |recipe| {
+            fs::write(&recipe.config, text).unwrap()
+        });
     };
-    refused("6.12.0-other", |_| (), &["6.12.0-other", "6.1.0-test"], 1);
-    refused(
-        "6.1.0-test",
-        |recipe| recipe.kernel = recipe.config.clone(),
-        &["acme.toml", "not a Linux kernel"],
-        1,
+    wrong(2, &["acme.toml", "name"], "[vm]\n");
+    wrong(2, &["acme.toml:1"], "[vm\n");
+    wrong(2, &["../x"], "[vm]\nname='../x'\n");
+    wrong(
+        2,
+        &["acme.toml:3", "colour"],
+        "[vm]\nname='x'\ncolour='red'\n",
     );
-    refused(
-        "6.1.0-test",
-        |recipe| recipe.kernel = "/nonexistent/vmlinuz".into(),
-        &["/nonexistent/vmlinuz"],
+    wrong(
         3,
-    );
-    refused(
-        "6.1.0-test",
-        |recipe| recipe.modules = "/nonexistent".into(),
-        &["/nonexistent"],
-        3,
-    );
-    refused(
-        "6.1.0-test",
-        |recipe| recipe.append = "a\nb".into(),
-        &["--append"],
-        2,
-    );
-    refused(
-        "6.1.0-test",
-        |recipe| recipe.dom0_dir = Some("here".into()),
-        &["--dom0-dir"],
-        2,
-    );
-    refused("6.1.0-test", |recipe| recipe.vcpus = 0, &["--vcpus"], 2);
-    refused(
-        "6.1.0-test",
-        |recipe| recipe.memory_mib = 16,
-        &["--memory", "64"],
-        2,
-    );
-    refused(
-        "6.1.0-test",
-        |recipe| fs::write(&recipe.config, "[vm]\n").unwrap(),
-        &["acme.toml", "name"],
-        2,
-    );
-    refused(
-        "6.1.0-test",
-        |recipe| fs::write(&recipe.config, "[vm\n").unwrap(),
-        &["acme.toml", "line 1"],
-        2,
-    );
-    refused(
-        "6.1.0-test",
-        |recipe| fs::write(&recipe.config, "[vm]\nname='../x'\n").unwrap(),
-        &["../x"],
-        2,
-    );
-    refused(
-        "6.1.0-test",
-        |recipe| fs::write(&recipe.config, "[vm]\nname='x'\nmodules=['loop']\n").unwrap(),
         &["loop", "6.1.0-test", "neither"],
-        3,
+        "[vm]\nname='x'\nmodules=['loop']\n",
+    );
+    wrong(
+        2,
+        &["--type", "zero-copy"],
+        "[vm]\nname='x'\n[backend]\ndata-path='zero-copy'\n",
     );
 }
 
