@@ -1,121 +1,19 @@
 //! The embedded world over a real host in a temporary directory: grants, copies, event channels, ends of life.
 
+mod world;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use grant::embedded::{
-    self, Domain, Foreign, GuestMemory, Host, Lifecycle, Ports, RegisterError, Stop, Usage,
-};
+use grant::embedded::{self, Foreign, GuestMemory, Host, Ports, RegisterError, Usage};
 use grant::{
     Access, CopyDirection, CopySegment, DomId, EventChannel, GrantAccess, GrantRef, GrantStatus,
     Granted, Grants, PAGE_SIZE, Port, SharedMemory,
 };
-
-/// What the host reported about domains.
-#[derive(Debug, PartialEq)]
-enum Life {
-    Introduced(DomId, String),
-    Released(DomId, String),
-}
-
-struct Report(Sender<Life>);
-
-impl Lifecycle for Report {
-    fn introduced(&mut self, domid: DomId, name: &str) -> io::Result<()> {
-        if name == "unwelcome" {
-            return Err(io::Error::from_raw_os_error(libc::EPERM));
-        }
-        let _ = self.0.send(Life::Introduced(domid, name.into()));
-        Ok(())
-    }
-
-    fn released(&mut self, domid: DomId, name: &str) {
-        let _ = self.0.send(Life::Released(domid, name.into()));
-    }
-}
-
-/// A host in a directory of its own, with a guest and a service VM.
-struct World {
-    dir: tempfile::TempDir,
-    stop: Stop,
-    host: Option<JoinHandle<io::Result<()>>>,
-    lives: Receiver<Life>,
-}
-
-impl World {
-    fn new() -> World {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (sender, lives) = channel();
-        let host = Host::new(dir.path(), Report(sender)).expect("a host");
-        let stop = host.stopper();
-        World {
-            dir,
-            stop,
-            host: Some(std::thread::spawn(move || host.run())),
-            lives,
-        }
-    }
-
-    fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn guest(&self, pages: usize) -> (Domain, GuestMemory) {
-        let memory = GuestMemory::new((pages * PAGE_SIZE) as u64).expect("memory");
-        let domain = embedded::register(self.dir(), "guest", Some(&memory)).expect("registered");
-        (domain, memory)
-    }
-
-    fn service_vm(&self) -> Domain {
-        embedded::register(self.dir(), "acme", None).expect("registered")
-    }
-
-    fn foreign(&self, us: DomId, peer: DomId) -> Foreign {
-        let connection = embedded::connect(self.dir(), us).expect("connected");
-        Foreign::new(connection, peer).expect("the peer's memory")
-    }
-
-    fn ports(&self, us: DomId) -> Ports {
-        Ports::new(embedded::connect(self.dir(), us).expect("connected")).expect("ports")
-    }
-
-    fn usage(&self, domid: DomId) -> io::Result<Usage> {
-        embedded::usage(self.dir(), domid)
-    }
-
-    /// Waits until the host has noticed what happened.
-    fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
-        for _ in 0..2000 {
-            if done() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        panic!("never came true: {what}");
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.stop();
-        if let Some(host) = self.host.take() {
-            host.join()
-                .expect("the host did not panic")
-                .expect("the host ended well");
-        }
-    }
-}
-
-fn errno<T>(result: io::Result<T>) -> i32 {
-    let error = result.err().expect("should have failed");
-    error
-        .raw_os_error()
-        .unwrap_or_else(|| panic!("no errno in {error:?}"))
-}
+use world::{Life, Report, World, errno};
 
 /// A page as anonymous local memory, for copies.
 fn arena(pages: usize) -> (GuestMemory, SharedMemory) {

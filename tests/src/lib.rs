@@ -1,4 +1,5 @@
 //! What the tests that need two sides share.
 #![forbid(unsafe_code)]
 
+pub mod headers;
 pub mod world;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +16,14 @@ use rustix::event::EventfdFlags;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, SocketFlags};
-use zerocopy::{FromBytes, IntoBytes};
+use rustix::net::SocketFlags;
+use zerocopy::FromBytes;
 
-use super::registry::{Ends, Mapped, Memory, Owner, Registry};
-use super::wire::{self, Received, Reply, Request};
+use super::calls::{Caller, Outgoing, domain_id};
+use super::registry::{Mapped, Memory, Owner, Registry};
+use super::wire::{self, Received, Request};
 use super::{address, domain_dir, host_path, socket};
-use crate::{DomId, GrantRef, MAX_MAP};
+use crate::DomId;
 
 /// Most connections at once, of everybody and of one domain.
 const MAX_CONNECTIONS: usize = 8192;
@@ -126,64 +127,6 @@ impl Token {
             owner if owner >= Token::FIRST_OWNER => Token::Connection(owner),
             domid => Token::Domain(DomId(domid as u16)),
         }
-    }
-}
-
-/// An answer on its way: the head, words of the body, descriptors.
-struct Outgoing<'a> {
-    reply: Reply,
-    words: &'a [u32],
-    fds: [Option<BorrowedFd<'a>>; wire::MAX_FDS],
-}
-
-impl Outgoing<'_> {
-    fn plain(value: u32, extra: u32) -> Outgoing<'static> {
-        Outgoing {
-            reply: Reply {
-                value,
-                extra,
-                ..Reply::default()
-            },
-            words: &[],
-            fds: [None, None],
-        }
-    }
-
-    fn refusal(error: &io::Error) -> Outgoing<'static> {
-        let errno = error.raw_os_error().unwrap_or(libc::EIO) as u32;
-        Outgoing {
-            reply: Reply {
-                errno,
-                ..Reply::default()
-            },
-            words: &[],
-            fds: [None, None],
-        }
-    }
-
-    fn port(ends: Ends<'_>) -> Outgoing<'_> {
-        let reply = Reply {
-            value: ends.port,
-            ..Reply::default()
-        };
-        Outgoing {
-            reply,
-            words: &[],
-            fds: [Some(ends.wait), Some(ends.notify)],
-        }
-    }
-
-    /// Never waits: a client that lets its answers pile up is not served any more.
-    fn send(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let mut fds = Vec::with_capacity(wire::MAX_FDS);
-        fds.extend(self.fds.iter().flatten());
-        wire::send(
-            socket,
-            self.reply.as_bytes(),
-            self.words.as_bytes(),
-            &fds,
-            SendFlags::DONTWAIT,
-        )
     }
 }
 
@@ -507,98 +450,6 @@ impl<L: Lifecycle> Host<L> {
             tracing::warn!(%error, dir = %dir.display(), "a domain's directory stays");
         }
     }
-}
-
-/// One domain's connection while it is served.
-struct Caller<'a> {
-    domid: DomId,
-    owner: Owner,
-    only: &'a mut Option<DomId>,
-    maps: &'a mut HashMap<u32, Mapped>,
-    next: &'a mut u32,
-}
-
-impl Caller<'_> {
-    /// Carries out what a domain asks the hypervisor for; `None` for what no client of ours ever sends.
-    fn perform<'r>(
-        self,
-        registry: &'r mut Registry,
-        request: &Request,
-        body: &[u8],
-        frames: &mut Vec<u32>,
-    ) -> io::Result<Option<Outgoing<'r>>> {
-        let refuse = |code| Err(io::Error::from_raw_os_error(code));
-        let domid = self.domid;
-        Ok(Some(match request.op {
-            wire::MEMORY => {
-                let (memory, frames) = registry.memory(domain_id(request.domid)?)?;
-                let mut outgoing = Outgoing::plain(frames, domid.0.into());
-                outgoing.fds[0] = Some(memory);
-                outgoing
-            }
-            wire::MAP => {
-                let Some(refs) = grant_refs(body) else {
-                    return Ok(None);
-                };
-                let (peer, write) = (domain_id(request.domid)?, request.flags & 1 != 0);
-                while self.maps.contains_key(self.next) {
-                    *self.next = self.next.wrapping_add(1);
-                }
-                let mapped = registry.map(domid, peer, refs, write, frames)?;
-                self.maps.insert(*self.next, mapped);
-                Outgoing::plain(*self.next, 0)
-            }
-            wire::UNMAP => match self.maps.remove(&request.value) {
-                Some(mapped) => {
-                    registry.unmap(mapped);
-                    Outgoing::plain(0, 0)
-                }
-                None => return refuse(libc::ENOENT),
-            },
-            wire::BIND => {
-                let peer = domain_id(request.domid)?;
-                if self.only.is_some_and(|only| only != peer) {
-                    return refuse(libc::EACCES);
-                }
-                Outgoing::port(registry.bind(domid, peer, request.value, self.owner)?)
-            }
-            wire::ALLOC_UNBOUND => {
-                if self.only.is_some() {
-                    return refuse(libc::EACCES);
-                }
-                Outgoing::port(registry.alloc_unbound(
-                    domid,
-                    domain_id(request.domid)?,
-                    self.owner,
-                )?)
-            }
-            wire::UNBIND => {
-                registry.unbind(domid, request.value, self.owner)?;
-                Outgoing::plain(0, 0)
-            }
-            wire::RESTRICT => {
-                if self.only.is_some() {
-                    return refuse(libc::EACCES);
-                }
-                *self.only = Some(domain_id(request.domid)?);
-                Outgoing::plain(0, 0)
-            }
-            _ => return Ok(None),
-        }))
-    }
-}
-
-fn domain_id(word: u32) -> io::Result<DomId> {
-    u16::try_from(word)
-        .map(DomId)
-        .map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))
-}
-
-/// The references of a map request: 1 to [`MAX_MAP`] whole words.
-fn grant_refs(body: &[u8]) -> Option<Vec<GrantRef>> {
-    let (words, rest) = body.as_chunks::<4>();
-    let refs = words.iter().map(|&word| GrantRef(u32::from_ne_bytes(word)));
-    (rest.is_empty() && (1..=MAX_MAP).contains(&words.len())).then(|| refs.collect())
 }
 
 fn spare() -> Option<OwnedFd> {

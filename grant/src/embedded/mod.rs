@@ -23,6 +23,7 @@
 //! - Transitive and sub-page grants, version 2 tables, paged-out guests (`GNTST_eagain`), masked-by-guest event
 //!   channels, priorities of events.
 
+mod calls;
 mod evtchn;
 mod foreign;
 mod frames;

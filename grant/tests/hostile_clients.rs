@@ -1,0 +1,393 @@
+//! Clients that mean harm, against a real host: whatever one of them sends, the others are served as before.
+//! Messages are written by hand here, word by word: {op, domid, value, flags} and a body.
+
+mod world;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use grant::embedded::{self, GuestMemory};
+use grant::{Access, DomId, EventChannel, GrantAccess, GrantRef, Grants, PAGE_SIZE};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use world::{World, errno};
+
+const REGISTER: u32 = 1;
+const USAGE: u32 = 2;
+const MEMORY: u32 = 16;
+const MAP: u32 = 17;
+const UNMAP: u32 = 18;
+const BIND: u32 = 19;
+
+/// What came back: the errno (0 for success), or nothing because the host hung up.
+#[derive(Debug, PartialEq)]
+enum Answer {
+    Errno(u32),
+    HungUp,
+}
+
+fn bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+fn send(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(message)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+}
+
+fn receive(socket: &OwnedFd) -> Answer {
+    let mut buffer = [0; 2048];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut vectors = [IoSliceMut::new(&mut buffer)];
+    match rustix::net::recvmsg(socket, &mut vectors, &mut control, RecvFlags::empty()) {
+        Ok(message) if message.bytes >= 16 => {
+            Answer::Errno(u32::from_ne_bytes(buffer[..4].try_into().expect("a word")))
+        }
+        Ok(_) | Err(rustix::io::Errno::CONNRESET) => Answer::HungUp,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn ask(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> Answer {
+    match send(socket, message, fds) {
+        Ok(_) => receive(socket),
+        Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Answer::HungUp,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn control(world: &World) -> OwnedFd {
+    let address = SocketAddrUnix::new(world.dir().join("host")).expect("a short path");
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .expect("a socket");
+    rustix::net::connect(&socket, &address).expect("connected");
+    socket
+}
+
+/// The host still does its work for somebody else.
+fn alive(world: &World) {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let name = format!("witness{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let mut memory = GuestMemory::new(16 * PAGE_SIZE as u64).expect("memory");
+    let guest = embedded::register(world.dir(), &name, Some(&memory)).expect("registered");
+    let granted = memory
+        .grant(guest.domid, 1, Access::ReadWrite)
+        .expect("granted");
+    let mut foreign = world.foreign(guest.domid, guest.domid);
+    drop(
+        foreign
+            .map(&granted.refs, Access::ReadWrite)
+            .expect("mapped"),
+    );
+    memory.end(granted).expect("not mapped");
+}
+
+#[test]
+fn malformed_messages_are_hung_up_on() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let (guest, _memory) = world.guest(16);
+    let map = |body: &[u32]| {
+        let mut words = vec![MAP, guest.domid.0.into(), 0, 1];
+        words.extend(body);
+        bytes(&words)
+    };
+    let mut ragged = map(&[8]);
+    ragged.push(0);
+    let cases: [(&str, Vec<u8>); 9] = [
+        ("short header", vec![1, 2, 3]),
+        ("one byte", vec![0]),
+        ("unknown operation", bytes(&[99, 0, 0, 0])),
+        ("operation of the other socket", bytes(&[REGISTER, 0, 1, 0])),
+        ("no reference", map(&[])),
+        ("257 references", map(&[8; 257])),
+        ("half a reference", ragged),
+        ("64 KiB", vec![17; 65536]),
+        ("largest operation", bytes(&[u32::MAX; 4])),
+    ];
+    for (what, message) in cases {
+        let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
+        assert_eq!(ask(&socket, &message, &[]), Answer::HungUp, "{what}");
+        let control = control(&world);
+        let answer = ask(&control, &message, &[]);
+        assert!(
+            answer == Answer::HungUp || what.contains("other socket"),
+            "{what}: {answer:?}"
+        );
+    }
+    alive(&world);
+}
+
+#[test]
+fn nonsense_in_well_formed_messages_is_an_error_and_nothing_more() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
+    let cases: [(&str, [u32; 4], i32); 7] = [
+        ("memory of nobody", [MEMORY, 4000, 0, 0], libc::ESRCH),
+        (
+            "memory of domid 65536 + ours",
+            [MEMORY, 0x1_0000 + u32::from(vm.domid.0), 0, 0],
+            libc::ESRCH,
+        ),
+        (
+            "memory of one that has none",
+            [MEMORY, vm.domid.0.into(), 0, 0],
+            libc::ENXIO,
+        ),
+        ("handle never given out", [UNMAP, 0, 7, 0], libc::ENOENT),
+        (
+            "port never made",
+            [BIND, vm.domid.0.into(), u32::MAX, 0],
+            libc::EINVAL,
+        ),
+        ("port 0", [BIND, vm.domid.0.into(), 0, 0], libc::EINVAL),
+        ("bind to nobody", [BIND, 4000, 1, 0], libc::ESRCH),
+    ];
+    for (what, message, errno) in cases {
+        assert_eq!(
+            ask(&socket, &bytes(&message), &[]),
+            Answer::Errno(errno as u32),
+            "{what}"
+        );
+    }
+    let control = control(&world);
+    let usage = bytes(&[USAGE, 4000, 0, 0]);
+    assert_eq!(
+        ask(&control, &usage, &[]),
+        Answer::Errno(libc::ESRCH as u32)
+    );
+    let version = bytes(&[REGISTER, 0, 2, 0]);
+    assert_eq!(
+        ask(&control, &version, &[]),
+        Answer::Errno(libc::EPROTONOSUPPORT as u32)
+    );
+    alive(&world);
+}
+
+#[test]
+fn surplus_descriptors_are_closed_and_their_sender_too() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let null = std::fs::File::open("/dev/null").expect("/dev/null");
+    let open = || std::fs::read_dir("/proc/self/fd").expect("procfs").count();
+    let before = open();
+    for count in [3, 16, 253] {
+        let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
+        let fds = vec![null.as_fd(); count];
+        assert_eq!(
+            ask(&socket, &bytes(&[MEMORY, 0, 0, 0]), &fds),
+            Answer::HungUp,
+            "{count}"
+        );
+    }
+    // Few enough to be a message, and of no use to anybody: closed as well.
+    let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
+    for _ in 0..100 {
+        let answer = ask(&socket, &bytes(&[UNMAP, 0, 1, 0]), &[null.as_fd(); 2]);
+        assert_eq!(answer, Answer::Errno(libc::ENOENT as u32));
+    }
+    drop(socket);
+    // The host is a thread of this process, so its descriptors are counted with ours.
+    world.until("all of them are closed", || open() <= before);
+    alive(&world);
+}
+
+#[test]
+fn client_that_takes_no_answers_is_dropped() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
+    let message = bytes(&[UNMAP, 0, 1, 0]);
+    let dropped = (0..100_000).any(|_| send(&socket, &message, &[]).is_err());
+    assert!(dropped, "100,000 requests and not one answer taken");
+    alive(&world);
+}
+
+#[test]
+fn connections_and_ports_are_bounded_for_each_domain() {
+    let world = World::new();
+    let (vm, (guest, _memory)) = (world.service_vm(), world.guest(16));
+    let mut ports = world.ports(vm.domid);
+    let made = (0..2000)
+        .take_while(|_| ports.alloc_unbound(guest.domid).is_ok())
+        .count();
+    // Two descriptors a channel here and two in the host: the limit of the process may come first.
+    assert!((1..=1023).contains(&made), "{made}");
+    assert!(ports.alloc_unbound(guest.domid).is_err());
+    drop(ports);
+    world.until("the ports are closed", || {
+        world.usage(vm.domid).expect("alive").ports == 0
+    });
+    alive(&world);
+}
+
+#[test]
+fn memory_that_can_change_its_size_is_refused() {
+    let world = World::new();
+    let memfd = |flags, pages: usize, seals| {
+        let fd = rustix::fs::memfd_create("test", flags | MemfdFlags::CLOEXEC).expect("a memfd");
+        rustix::fs::ftruncate(&fd, (pages * PAGE_SIZE) as u64).expect("sized");
+        rustix::fs::fcntl_add_seals(&fd, seals).expect("sealed");
+        fd
+    };
+    let sealable = MemfdFlags::ALLOW_SEALING;
+    let size = SealFlags::SHRINK | SealFlags::GROW;
+    let ragged = {
+        let fd = rustix::fs::memfd_create("test", sealable | MemfdFlags::CLOEXEC).expect("a memfd");
+        rustix::fs::ftruncate(&fd, 3 * PAGE_SIZE as u64 + 1).expect("sized");
+        rustix::fs::fcntl_add_seals(&fd, size | SealFlags::SEAL).expect("sealed");
+        fd
+    };
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(16 * PAGE_SIZE as u64).expect("sized");
+    let (pipe, _other) = rustix::pipe::pipe().expect("a pipe");
+    let cases: [(&str, OwnedFd); 9] = [
+        ("no seal", memfd(sealable, 16, SealFlags::empty())),
+        (
+            "may shrink",
+            memfd(sealable, 16, SealFlags::GROW | SealFlags::SEAL),
+        ),
+        (
+            "may grow",
+            memfd(sealable, 16, SealFlags::SHRINK | SealFlags::SEAL),
+        ),
+        ("may be sealed against us", memfd(sealable, 16, size)),
+        (
+            "read-only",
+            memfd(sealable, 16, size | SealFlags::WRITE | SealFlags::SEAL),
+        ),
+        (
+            "room for the table only",
+            memfd(sealable, 1, size | SealFlags::SEAL),
+        ),
+        ("not whole pages", ragged),
+        ("a file", file.into()),
+        ("a pipe", pipe),
+    ];
+    for (what, fd) in cases {
+        let control = control(&world);
+        let mut message = bytes(&[REGISTER, 0, 1, 0]);
+        message.extend(b"victim");
+        let answer = ask(&control, &message, &[fd.as_fd()]);
+        assert_eq!(answer, Answer::Errno(libc::EBADF as u32), "{what}");
+        // The same connection may try again with better memory, but only once it has none.
+        let good = memfd(sealable, 16, size | SealFlags::SEAL);
+        assert_eq!(
+            ask(&control, &message, &[good.as_fd()]),
+            Answer::Errno(0),
+            "after {what}"
+        );
+        assert_eq!(
+            ask(&control, &message, &[]),
+            Answer::Errno(libc::EINVAL as u32),
+            "twice"
+        );
+        drop(control);
+        let gone = || embedded::register(world.dir(), "victim", None).is_ok();
+        world.until("the name is free again", gone);
+        world.until("and again", gone);
+    }
+    alive(&world);
+}
+
+/// Writes a grant entry as a hostile guest would: straight into its memory.
+fn scribble(memory: &GuestMemory, gref: u32, flags: u16, domid: DomId, frame: u32) {
+    let mut entry = [0; 8];
+    entry[..2].copy_from_slice(&flags.to_ne_bytes());
+    entry[2..4].copy_from_slice(&domid.0.to_ne_bytes());
+    entry[4..].copy_from_slice(&frame.to_ne_bytes());
+    rustix::io::pwrite(memory.fd(), &entry, u64::from(gref) * 8).expect("written");
+}
+
+#[test]
+fn entries_that_name_no_page_of_the_guest_are_refused() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let (guest, memory) = world.guest(64);
+    let mut foreign = world.foreign(vm.domid, guest.domid);
+    let map = |foreign: &mut embedded::Foreign| foreign.map(&[GrantRef(100)], Access::ReadWrite);
+    let bad = [
+        (1, 0, "the grant table itself"),
+        (1, 64, "one past the end"),
+        (1, u32::MAX, "far away"),
+        (0, 10, "invalid entry"),
+        (2, 10, "transfer entry"),
+        (3, 10, "transitive entry"),
+        (1 | 4, 10, "read-only"),
+    ];
+    for (flags, frame, what) in bad {
+        scribble(&memory, 100, flags, vm.domid, frame);
+        assert_eq!(errno(map(&mut foreign)), libc::EINVAL, "{what}");
+        let mut entry = [0; 8];
+        rustix::io::pread(memory.fd(), &mut entry, 800).expect("read");
+        assert_eq!(entry[0] & 0x18, 0, "{what}: not marked as mapped");
+    }
+    scribble(&memory, 100, 1, vm.domid, 63);
+    let mapped = map(&mut foreign).expect("the last page");
+    // The frame is fixed while mapped, whatever the guest writes.
+    scribble(&memory, 100, 1, vm.domid, 10);
+    rustix::io::pwrite(memory.fd(), b"old", 63 * PAGE_SIZE as u64).expect("written");
+    let again = map(&mut foreign).expect("mapped again");
+    assert_eq!(again.pages().load::<[u8; 3]>(0), *b"old");
+    drop((mapped, again));
+    assert_eq!(world.usage(guest.domid).expect("alive").active_grants, 0);
+    alive(&world);
+}
+
+#[test]
+fn entries_that_change_all_the_time_upset_nobody() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let (guest, memory) = world.guest(64);
+    let mut foreign = world.foreign(vm.domid, guest.domid);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = fastrand::Rng::with_seed(1);
+            while !done.load(Ordering::Relaxed) {
+                let domid = if random.bool() {
+                    vm.domid
+                } else {
+                    DomId(random.u16(..))
+                };
+                scribble(&memory, 8, random.u16(..32), domid, random.u32(..80));
+            }
+        });
+        let mut mapped = Vec::new();
+        for turn in 0..2000 {
+            let access = if turn % 2 == 0 {
+                Access::ReadOnly
+            } else {
+                Access::ReadWrite
+            };
+            match foreign.map(&[GrantRef(8)], access) {
+                Ok(memory) => mapped.push(memory),
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL)),
+            }
+            mapped.truncate(5);
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(foreign.counts().map_calls, 2000);
+    });
+    assert_eq!(world.usage(guest.domid).expect("alive").active_grants, 0);
+    alive(&world);
+}
