@@ -1,1 +1,5 @@
+//! The guest's side of the disks and network cards that Windsor serves: what a guest's kernel does, as a library, for
+//! `windsor guest`, demos, benches and tests.
 #![forbid(unsafe_code)]
+
+pub mod blkfront;

@@ -1,0 +1,26 @@
+//! The frontend of a virtual disk, with every width as a switch ([`Options`]).
+//!
+//! One thread follows the store; each [`Queue`] belongs to whichever thread wants it, and is a plain state machine:
+//! `submit` and `kick`, `wait` and `reap`. Between the two stands the [`Gate`].
+
+#[cfg(test)]
+mod backend;
+mod gate;
+mod io;
+mod negotiate;
+mod options;
+mod pool;
+mod queue;
+mod request;
+mod slot;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod wiring;
+
+pub use gate::{Gate, Waker};
+pub use io::{Completion, Counts, Op, Refusal, Refused, Request, Status};
+pub use negotiate::{Lookup, Properties, PropertyError, RingKeys, Rings, ring_keys};
+pub use options::Options;
+pub use queue::Queue;
+pub use request::{Encoded, Encoder, Response};
