@@ -1,104 +1,17 @@
 //! Clients that mean harm, against a real host: whatever one of them sends, the others are served as before.
-//! Messages are written by hand here, word by word: {op, domid, value, flags} and a body.
 
 mod world;
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use grant::embedded::{self, GuestMemory};
-use grant::{Access, DomId, EventChannel, GrantAccess, GrantRef, Grants, PAGE_SIZE};
+use grant::{Access, DomId, GrantRef, Grants, PAGE_SIZE};
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+use world::raw::{
+    Answer, BIND, MAP, MEMORY, REGISTER, UNMAP, USAGE, alive, ask, bytes, control, send,
 };
 use world::{World, errno};
-
-const REGISTER: u32 = 1;
-const USAGE: u32 = 2;
-const MEMORY: u32 = 16;
-const MAP: u32 = 17;
-const UNMAP: u32 = 18;
-const BIND: u32 = 19;
-
-/// What came back: the errno (0 for success), or nothing because the host hung up.
-#[derive(Debug, PartialEq)]
-enum Answer {
-    Errno(u32),
-    HungUp,
-}
-
-fn bytes(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
-
-fn send(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
-    rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(message)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )
-}
-
-fn receive(socket: &OwnedFd) -> Answer {
-    let mut buffer = [0; 2048];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut vectors = [IoSliceMut::new(&mut buffer)];
-    match rustix::net::recvmsg(socket, &mut vectors, &mut control, RecvFlags::empty()) {
-        Ok(message) if message.bytes >= 16 => {
-            Answer::Errno(u32::from_ne_bytes(buffer[..4].try_into().expect("a word")))
-        }
-        Ok(_) | Err(rustix::io::Errno::CONNRESET) => Answer::HungUp,
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn ask(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> Answer {
-    match send(socket, message, fds) {
-        Ok(_) => receive(socket),
-        Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Answer::HungUp,
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn control(world: &World) -> OwnedFd {
-    let address = SocketAddrUnix::new(world.dir().join("host")).expect("a short path");
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .expect("a socket");
-    rustix::net::connect(&socket, &address).expect("connected");
-    socket
-}
-
-/// The host still does its work for somebody else.
-fn alive(world: &World) {
-    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let name = format!("witness{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let mut memory = GuestMemory::new(16 * PAGE_SIZE as u64).expect("memory");
-    let guest = embedded::register(world.dir(), &name, Some(&memory)).expect("registered");
-    let granted = memory
-        .grant(guest.domid, 1, Access::ReadWrite)
-        .expect("granted");
-    let mut foreign = world.foreign(guest.domid, guest.domid);
-    drop(
-        foreign
-            .map(&granted.refs, Access::ReadWrite)
-            .expect("mapped"),
-    );
-    memory.end(granted).expect("not mapped");
-}
 
 #[test]
 fn malformed_messages_are_hung_up_on() {
@@ -184,34 +97,6 @@ fn nonsense_in_well_formed_messages_is_an_error_and_nothing_more() {
 }
 
 #[test]
-fn surplus_descriptors_are_closed_and_their_sender_too() {
-    let world = World::new();
-    let vm = world.service_vm();
-    let null = std::fs::File::open("/dev/null").expect("/dev/null");
-    let open = || std::fs::read_dir("/proc/self/fd").expect("procfs").count();
-    let before = open();
-    for count in [3, 16, 253] {
-        let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
-        let fds = vec![null.as_fd(); count];
-        assert_eq!(
-            ask(&socket, &bytes(&[MEMORY, 0, 0, 0]), &fds),
-            Answer::HungUp,
-            "{count}"
-        );
-    }
-    // Few enough to be a message, and of no use to anybody: closed as well.
-    let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
-    for _ in 0..100 {
-        let answer = ask(&socket, &bytes(&[UNMAP, 0, 1, 0]), &[null.as_fd(); 2]);
-        assert_eq!(answer, Answer::Errno(libc::ENOENT as u32));
-    }
-    drop(socket);
-    // The host is a thread of this process, so its descriptors are counted with ours.
-    world.until("all of them are closed", || open() <= before);
-    alive(&world);
-}
-
-#[test]
 fn client_that_takes_no_answers_is_dropped() {
     let world = World::new();
     let vm = world.service_vm();
@@ -219,24 +104,6 @@ fn client_that_takes_no_answers_is_dropped() {
     let message = bytes(&[UNMAP, 0, 1, 0]);
     let dropped = (0..100_000).any(|_| send(&socket, &message, &[]).is_err());
     assert!(dropped, "100,000 requests and not one answer taken");
-    alive(&world);
-}
-
-#[test]
-fn connections_and_ports_are_bounded_for_each_domain() {
-    let world = World::new();
-    let (vm, (guest, _memory)) = (world.service_vm(), world.guest(16));
-    let mut ports = world.ports(vm.domid);
-    let made = (0..2000)
-        .take_while(|_| ports.alloc_unbound(guest.domid).is_ok())
-        .count();
-    // Two descriptors a channel here and two in the host: the limit of the process may come first.
-    assert!((1..=1023).contains(&made), "{made}");
-    assert!(ports.alloc_unbound(guest.domid).is_err());
-    drop(ports);
-    world.until("the ports are closed", || {
-        world.usage(vm.domid).expect("alive").ports == 0
-    });
     alive(&world);
 }
 

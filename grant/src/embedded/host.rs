@@ -11,12 +11,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::event::EventfdFlags;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::FromBytes;
 
 use super::calls::{Caller, Outgoing, domain_id};
@@ -73,6 +75,24 @@ pub struct Host<L: Lifecycle> {
     connections: HashMap<Owner, Connection>,
     next: Owner,
     registry: Registry,
+    complaints: Complaints,
+}
+
+/// Keeps what clients can cause from filling the log: one line a second.
+#[derive(Default)]
+struct Complaints(Option<Instant>);
+
+impl Complaints {
+    fn due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self
+            .0
+            .is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1));
+        if due {
+            self.0 = Some(now);
+        }
+        due
+    }
 }
 
 /// A domain's socket.
@@ -131,7 +151,8 @@ impl Token {
 }
 
 impl<L: Lifecycle> Host<L> {
-    /// Takes `dir` (made if it is not there, for this user alone) and listens at `dir/host`.
+    /// Takes `dir` (made if it is not there, for this user alone) and listens at `dir/host`. The process may open as
+    /// many descriptors as its hard limit allows from then on: each event channel takes two, each connection one.
     ///
     /// # Errors
     /// `AddrInUse` when another host has the directory.
@@ -151,6 +172,7 @@ impl<L: Lifecycle> Host<L> {
             }
         })?;
         clear(dir)?;
+        raise_descriptor_limit();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &stop, Token::Stop.data(), EventFlags::IN)?;
@@ -168,6 +190,7 @@ impl<L: Lifecycle> Host<L> {
             connections: HashMap::new(),
             next: Token::FIRST_OWNER,
             registry: Registry::default(),
+            complaints: Complaints::default(),
         })
     }
 
@@ -228,11 +251,17 @@ impl<L: Lifecycle> Host<L> {
             Err(Errno::MFILE | Errno::NFILE) => {
                 // Left waiting it would wake us for ever; hung up on, its owner at least learns of it.
                 self.spare = None;
-                drop(rustix::net::accept_with(listener, flags));
+                if rustix::net::accept_with(listener, flags).is_err() {
+                    // Another thread was faster. Others are served meanwhile, but nobody at full speed.
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 self.spare = spare();
-                return tracing::error!(
-                    "the embedded host has no file descriptor left for a connection"
-                );
+                if self.complaints.due() {
+                    tracing::error!(
+                        "the embedded host has no file descriptor left for connections"
+                    );
+                }
+                return;
             }
             // It went away again, or there is no memory: the next round tries anew.
             Err(_) => return,
@@ -252,7 +281,10 @@ impl<L: Lifecycle> Host<L> {
                 .as_ref()
                 .is_some_and(|served| served.connections >= MAX_CONNECTIONS_OF_DOMAIN)
         {
-            return tracing::warn!(?domid, "too many connections to the embedded host");
+            if self.complaints.due() {
+                tracing::warn!(?domid, "too many connections to the embedded host");
+            }
+            return;
         }
         let owner = self.next;
         if let Err(error) = epoll::add(
@@ -449,6 +481,17 @@ impl<L: Lifecycle> Host<L> {
         if let Err(error) = removed {
             tracing::warn!(%error, dir = %dir.display(), "a domain's directory stays");
         }
+    }
+}
+
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the embedded host keeps its limit of file descriptors");
     }
 }
 

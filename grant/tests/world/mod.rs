@@ -3,6 +3,8 @@
 // Each test binary takes what it needs.
 #![allow(dead_code)]
 
+pub mod raw;
+
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
