@@ -422,6 +422,7 @@ fn ports_are_bound_only_by_whom_they_are_meant_for() {
     let mut strangers = world.ports(other.domid);
     assert_eq!(errno(strangers.bind(guest.domid, front)), libc::EINVAL);
     let mut theirs = world.ports(vm.domid);
+    assert_eq!(errno(theirs.restrict(DomId(0))), libc::EINVAL);
     theirs.restrict(guest.domid).expect("restricted");
     assert_eq!(errno(theirs.restrict(other.domid)), libc::EACCES);
     assert_eq!(errno(theirs.alloc_unbound(guest.domid)), libc::EACCES);

@@ -140,7 +140,11 @@ impl Caller<'_> {
                 if self.only.is_some() {
                     return refuse(libc::EACCES);
                 }
-                *self.only = Some(domain_id(request.domid)?);
+                match domain_id(request.domid)? {
+                    // As the device has it.
+                    DomId(0) => return refuse(libc::EINVAL),
+                    peer => *self.only = Some(peer),
+                }
                 Outgoing::plain(0, 0)
             }
             _ => return Ok(None),

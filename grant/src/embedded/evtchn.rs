@@ -41,6 +41,9 @@ impl Ports {
     }
 
     /// From now on this connection binds to ports of `peer` and nobody else, and allocates none; there is no way back.
+    ///
+    /// # Errors
+    /// `EACCES` when it is restricted already, `EINVAL` for dom0.
     pub fn restrict(&mut self, peer: DomId) -> io::Result<()> {
         self.call(wire::RESTRICT, peer, 0).map(drop)
     }

@@ -33,6 +33,9 @@ impl Evtchn {
     }
 
     /// From now on this descriptor binds to ports of `peer` and nobody else, and allocates none; there is no way back.
+    ///
+    /// # Errors
+    /// `EACCES` when it is restricted already, `EINVAL` for dom0: the kernel restricts to nothing but guests.
     pub fn restrict(&self, peer: DomId) -> io::Result<()> {
         super::ioctl(
             self.fd.as_fd(),
