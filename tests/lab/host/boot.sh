@@ -18,8 +18,7 @@ boot() {
     pack "$LAB/build/boot" "$LAB/build/boot.cpio"
     cp "$(vmlinuz_of dom0)" "$LAB/build/vmlinuz"
     # shellcheck disable=SC2046
-    cat "$LAB"/build/{dom0,guest-6.1,guest-6.12,driver}.cpio $(services_of "$@" | sed "s#.*#$LAB/build/service-&.cpio#") "$LAB/build/boot.cpio" \
-        >"$LAB/build/dom0.img"
+    cat "$LAB"/build/{dom0,guest-6.1,guest-6.12,driver}.cpio "$LAB/build/boot.cpio" $(parts_of "$@" | sed "s#.*#$LAB/build/&.cpio#") >"$LAB/build/dom0.img"
 
     say "boot $group: $cpus CPU(s), at most $limit s, log $log/serial.log"
     started=$SECONDS
