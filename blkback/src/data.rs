@@ -370,7 +370,13 @@ impl Data {
                 }
                 None => {
                     let (offset, len) = (span.offset() as u16, span.len() as u16);
-                    self.copies.push(CopySegment { gref, offset, len, local: local as usize, status: GrantStatus::OKAY });
+                    self.copies.push(CopySegment {
+                        gref,
+                        offset,
+                        len,
+                        local: local as usize,
+                        status: GrantStatus::OKAY,
+                    });
                     self.owners.push(slot);
                     self.copied_bytes += u64::from(span.len());
                 }

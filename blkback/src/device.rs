@@ -351,7 +351,11 @@ impl Station {
             .map_err(|error| format!("queue {index}: {error}"))?;
         let journal = Journal::open(parts.journal).map_err(|error| format!("queue {index}: journal: {error}"))?;
         if journal.slots() != ring.entries() {
-            return Err(format!("queue {index}: the journal has {} slots, the ring {}", journal.slots(), ring.entries()));
+            return Err(format!(
+                "queue {index}: the journal has {} slots, the ring {}",
+                journal.slots(),
+                ring.entries()
+            ));
         }
         let file = self.acquire_file(core, devid, volume.as_deref()).map_err(|error| format!("volume: {error}"))?;
         let built = self.build(core, &connect, index, meter, parts.grants, (ring, ring_memory, journal), file);

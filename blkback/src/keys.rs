@@ -36,10 +36,7 @@ pub fn early(offer: &Offer) -> Vec<(&'static str, String)> {
         (MAX_QUEUES, offer.queues.to_string()),
         (MAX_RING_PAGE_ORDER, offer.max_ring_order.to_string()),
         // What frontends of before Xen 4.7 look for.
-        (
-            "max-ring-pages",
-            (1u32 << offer.max_ring_order.min(31)).to_string(),
-        ),
+        ("max-ring-pages", (1u32 << offer.max_ring_order.min(31)).to_string()),
     ];
     if offer.max_indirect > 0 {
         keys.push((MAX_INDIRECT, offer.max_indirect.to_string()));
@@ -48,32 +45,20 @@ pub fn early(offer: &Offer) -> Vec<(&'static str, String)> {
 }
 
 /// What stands behind the disk: written in one transaction with the step to Connected.
-pub fn late(
-    offer: &Offer,
-    disk: &DiskParams,
-    cdrom: bool,
-    removable: bool,
-) -> Vec<(&'static str, String)> {
+pub fn late(offer: &Offer, disk: &DiskParams, cdrom: bool, removable: bool) -> Vec<(&'static str, String)> {
     let mut info = 0;
-    for (set, bit) in [
-        (cdrom, VDISK_CDROM),
-        (removable, VDISK_REMOVABLE),
-        (disk.read_only, VDISK_READONLY),
-    ] {
+    for (set, bit) in [(cdrom, VDISK_CDROM), (removable, VDISK_REMOVABLE), (disk.read_only, VDISK_READONLY)] {
         info |= if set { bit } else { 0 };
     }
     vec![
         (FEATURE_PERSISTENT, flag(offer.persistent)),
-        ("feature-flush-cache", flag(true)),
+        ("feature-flush-cache", flag(!disk.read_only)),
         ("feature-barrier", flag(false)),
         ("feature-discard", flag(false)),
         ("sectors", disk.sectors.to_string()),
         // The one logical size that all frontends agree on (block.md A6).
         ("sector-size", SECTOR_SIZE.to_string()),
-        (
-            "physical-sector-size",
-            disk.physical_sector_size.to_string(),
-        ),
+        ("physical-sector-size", disk.physical_sector_size.to_string()),
         ("info", info.to_string()),
     ]
 }
@@ -139,9 +124,7 @@ impl Negotiated {
         let abi = keys.abi()?;
         let persistent = offer.persistent && keys.feature(FEATURE_PERSISTENT)?;
         let order = keys.number(RING_PAGE_ORDER, 0, offer.max_ring_order.into())?;
-        let count = keys
-            .number(NUM_QUEUES, 1, offer.queues.max(1).into())?
-            .unwrap_or(1);
+        let count = keys.number(NUM_QUEUES, 1, offer.queues.max(1).into())?.unwrap_or(1);
         let mut queues = Vec::with_capacity(count as usize);
         for queue in 0..count {
             // One queue, said or unsaid, keeps its keys at the top; several have a directory each.
@@ -152,12 +135,7 @@ impl Negotiated {
             queues.push(keys.queue(&prefix, order)?);
         }
         distinct(&queues)?;
-        Ok(Negotiated {
-            abi,
-            persistent,
-            max_indirect: offer.max_indirect,
-            queues,
-        })
+        Ok(Negotiated { abi, persistent, max_indirect: offer.max_indirect, queues })
     }
 }
 
@@ -205,26 +183,18 @@ impl Keys<'_, '_> {
                     (_, u32::MAX) => format!("not a number from {min}"),
                     _ => format!("not a number from {min} to {max}"),
                 };
-                Err(KeyError::Bad {
-                    key: key.to_owned(),
-                    value: Excerpt::new(&value),
-                    why,
-                })
+                Err(KeyError::Bad { key: key.to_owned(), value: Excerpt::new(&value), why })
             }
         }
     }
 
     fn required(&mut self, key: &str, min: u32) -> Result<u32, KeyError> {
-        self.number(key, min, u32::MAX)?
-            .ok_or_else(|| KeyError::Missing(key.to_owned()))
+        self.number(key, min, u32::MAX)?.ok_or_else(|| KeyError::Missing(key.to_owned()))
     }
 
     /// A feature is on only for a plain number other than 0; to leave it off is always safe.
     fn feature(&mut self, key: &str) -> Result<bool, KeyError> {
-        Ok(self
-            .value(key)?
-            .and_then(|value| decimal(&value))
-            .is_some_and(|n| n != 0))
+        Ok(self.value(key)?.and_then(|value| decimal(&value)).is_some_and(|n| n != 0))
     }
 
     fn abi(&mut self) -> Result<Abi, KeyError> {
@@ -232,14 +202,11 @@ impl Keys<'_, '_> {
         let Some(value) = self.value(key)? else {
             return Ok(Abi::X86_32);
         };
-        std::str::from_utf8(&value)
-            .ok()
-            .and_then(Abi::from_protocol)
-            .ok_or_else(|| KeyError::Bad {
-                key: key.to_owned(),
-                value: Excerpt::new(&value),
-                why: "neither x86_64-abi nor x86_32-abi".to_owned(),
-            })
+        std::str::from_utf8(&value).ok().and_then(Abi::from_protocol).ok_or_else(|| KeyError::Bad {
+            key: key.to_owned(),
+            value: Excerpt::new(&value),
+            why: "neither x86_64-abi nor x86_32-abi".to_owned(),
+        })
     }
 
     /// The order's presence, even as 0, decides the names: with the wrong ones we would map a ring that an earlier
@@ -253,10 +220,7 @@ impl Keys<'_, '_> {
         };
         // Port 0 is never anybody's.
         let event_channel = self.required(&format!("{prefix}event-channel"), 1)?;
-        Ok(QueueKeys {
-            ring_refs,
-            event_channel,
-        })
+        Ok(QueueKeys { ring_refs, event_channel })
     }
 }
 
@@ -276,37 +240,22 @@ mod tests {
     use crate::config::DiskKind;
 
     fn read(offer: &Offer, keys: &[(&str, &str)]) -> Result<Negotiated, KeyError> {
-        let keys: BTreeMap<_, _> = keys
-            .iter()
-            .map(|&(key, value)| (key, value.as_bytes()))
-            .collect();
-        Negotiated::read(offer, &mut |key| {
-            Ok(keys.get(key).map(|value| value.to_vec()))
-        })
+        let keys: BTreeMap<_, _> = keys.iter().map(|&(key, value)| (key, value.as_bytes())).collect();
+        Negotiated::read(offer, &mut |key| Ok(keys.get(key).map(|value| value.to_vec())))
     }
 
     fn says(result: Result<Negotiated, KeyError>) -> String {
         result.expect_err("accepted").to_string()
     }
 
-    const ONE_PAGE: [(&str, &str); 3] = [
-        ("ring-ref", "8"),
-        ("event-channel", "5"),
-        ("protocol", "x86_64-abi"),
-    ];
+    const ONE_PAGE: [(&str, &str); 3] = [("ring-ref", "8"), ("event-channel", "5"), ("protocol", "x86_64-abi")];
 
     #[test]
     fn one_page_and_no_extras() {
         let read = read(&Offer::default(), &ONE_PAGE).unwrap();
         assert_eq!(read.abi, Abi::X86_64);
         assert!(!read.persistent);
-        assert_eq!(
-            read.queues,
-            [QueueKeys {
-                ring_refs: vec![8],
-                event_channel: 5
-            }]
-        );
+        assert_eq!(read.queues, [QueueKeys { ring_refs: vec![8], event_channel: 5 }]);
     }
 
     #[test]
@@ -323,80 +272,37 @@ mod tests {
 
     #[test]
     fn an_empty_value_is_no_value() {
-        let keys = [
-            ONE_PAGE[0],
-            ONE_PAGE[1],
-            ("ring-page-order", ""),
-            ("protocol", ""),
-        ];
-        assert_eq!(
-            read(&Offer::default(), &keys).unwrap().queues[0].ring_refs,
-            [8]
-        );
-        let text = says(read(
-            &Offer::default(),
-            &[("ring-ref", ""), ("event-channel", "5")],
-        ));
+        let keys = [ONE_PAGE[0], ONE_PAGE[1], ("ring-page-order", ""), ("protocol", "")];
+        assert_eq!(read(&Offer::default(), &keys).unwrap().queues[0].ring_refs, [8]);
+        let text = says(read(&Offer::default(), &[("ring-ref", ""), ("event-channel", "5")]));
         assert_eq!(text, "the frontend did not write ring-ref");
     }
 
     #[test]
     fn order_zero_renames_the_reference() {
-        let stale = [
-            ONE_PAGE[0],
-            ONE_PAGE[1],
-            ("ring-page-order", "0"),
-            ("ring-ref0", "9"),
-        ];
-        assert_eq!(
-            read(&Offer::default(), &stale).unwrap().queues[0].ring_refs,
-            [9]
-        );
+        let stale = [ONE_PAGE[0], ONE_PAGE[1], ("ring-page-order", "0"), ("ring-ref0", "9")];
+        assert_eq!(read(&Offer::default(), &stale).unwrap().queues[0].ring_refs, [9]);
         let text = says(read(&Offer::default(), &stale[..3]));
         assert_eq!(text, "the frontend did not write ring-ref0");
     }
 
     #[test]
     fn every_page_of_a_large_ring_is_read() {
-        let keys: Vec<(String, String)> = (0..16)
-            .map(|page| (format!("ring-ref{page}"), (100 + page).to_string()))
-            .collect();
+        let keys: Vec<(String, String)> =
+            (0..16).map(|page| (format!("ring-ref{page}"), (100 + page).to_string())).collect();
         let mut keys: Vec<_> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         keys.extend([("ring-page-order", "4"), ("event-channel", "1")]);
         let negotiated = read(&Offer::default(), &keys).unwrap();
-        assert_eq!(
-            negotiated.queues[0].ring_refs,
-            (100..116).collect::<Vec<u32>>()
-        );
+        assert_eq!(negotiated.queues[0].ring_refs, (100..116).collect::<Vec<u32>>());
         keys.remove(15);
-        assert_eq!(
-            says(read(&Offer::default(), &keys)),
-            "the frontend did not write ring-ref15"
-        );
+        assert_eq!(says(read(&Offer::default(), &keys)), "the frontend did not write ring-ref15");
     }
 
     #[test]
     fn an_order_above_the_offer_is_refused() {
-        let offer = Offer {
-            max_ring_order: 2,
-            ..Offer::default()
-        };
-        for order in [
-            "3",
-            "31",
-            "32",
-            "4294967295",
-            "4294967296",
-            "-1",
-            "+1",
-            " 1",
-            "1x",
-            "0x1",
-        ] {
-            let text = says(read(
-                &offer,
-                &[("ring-page-order", order), ("event-channel", "1")],
-            ));
+        let offer = Offer { max_ring_order: 2, ..Offer::default() };
+        for order in ["3", "31", "32", "4294967295", "4294967296", "-1", "+1", " 1", "1x", "0x1"] {
+            let text = says(read(&offer, &[("ring-page-order", order), ("event-channel", "1")]));
             assert!(text.ends_with("not a number from 0 to 2"), "{text}");
         }
     }
@@ -413,41 +319,24 @@ mod tests {
             ("queue-1/event-channel", "12"),
         ];
         let queues = read(&Offer::default(), &two).unwrap().queues;
-        assert_eq!(
-            queues[1],
-            QueueKeys {
-                ring_refs: vec![2],
-                event_channel: 12
-            }
-        );
+        assert_eq!(queues[1], QueueKeys { ring_refs: vec![2], event_channel: 12 });
         // Keys at the top do not stand in for a queue's own.
         let mut top = ONE_PAGE.to_vec();
         top.push(("multi-queue-num-queues", "2"));
-        assert_eq!(
-            says(read(&Offer::default(), &top)),
-            "the frontend did not write queue-0/ring-ref"
-        );
+        assert_eq!(says(read(&Offer::default(), &top)), "the frontend did not write queue-0/ring-ref");
     }
 
     #[test]
     fn a_number_of_queues_out_of_bounds_is_refused() {
         for queues in ["0", "5", "4294967295"] {
-            let text = says(read(
-                &Offer::default(),
-                &[("multi-queue-num-queues", queues)],
-            ));
+            let text = says(read(&Offer::default(), &[("multi-queue-num-queues", queues)]));
             assert!(text.ends_with("not a number from 1 to 4"), "{text}");
         }
     }
 
     #[test]
     fn a_page_or_channel_for_two_is_refused() {
-        let pages = [
-            ("ring-page-order", "1"),
-            ("ring-ref0", "7"),
-            ("ring-ref1", "7"),
-            ("event-channel", "1"),
-        ];
+        let pages = [("ring-page-order", "1"), ("ring-ref0", "7"), ("ring-ref1", "7"), ("event-channel", "1")];
         assert!(says(read(&Offer::default(), &pages)).contains("grant reference 7"));
         let channels = [
             ("multi-queue-num-queues", "2"),
@@ -457,13 +346,7 @@ mod tests {
             ("queue-1/event-channel", "11"),
         ];
         assert!(says(read(&Offer::default(), &channels)).contains("event channel 11"));
-        assert!(
-            says(read(
-                &Offer::default(),
-                &[("ring-ref", "1"), ("event-channel", "0")]
-            ))
-            .contains("event-channel")
-        );
+        assert!(says(read(&Offer::default(), &[("ring-ref", "1"), ("event-channel", "0")])).contains("event-channel"));
     }
 
     #[test]
@@ -471,10 +354,7 @@ mod tests {
         let mut keys = ONE_PAGE.to_vec();
         keys.push(("feature-persistent", "1"));
         assert!(read(&Offer::default(), &keys).unwrap().persistent);
-        let offer = Offer {
-            persistent: false,
-            ..Offer::default()
-        };
+        let offer = Offer { persistent: false, ..Offer::default() };
         assert!(!read(&offer, &keys).unwrap().persistent);
         keys[3].1 = "yes";
         assert!(!read(&Offer::default(), &keys).unwrap().persistent);
@@ -484,17 +364,12 @@ mod tests {
     fn what_a_peer_wrote_is_printed_short_and_harmless() {
         let value = "\x1b[2J\n".repeat(400);
         let text = says(read(&Offer::default(), &[("protocol", &value)]));
-        assert!(
-            text.len() < 250 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte)),
-            "{text}"
-        );
+        assert!(text.len() < 250 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{text}");
     }
 
     #[test]
     fn the_store_s_error_comes_through() {
-        let result = Negotiated::read(&Offer::default(), &mut |_| {
-            Err(io::ErrorKind::ConnectionReset.into())
-        });
+        let result = Negotiated::read(&Offer::default(), &mut |_| Err(io::ErrorKind::ConnectionReset.into()));
         assert!(matches!(result, Err(KeyError::Store(_))));
     }
 

@@ -259,9 +259,12 @@ impl Abi {
         bytes[..8].copy_from_slice(&id.to_le_bytes());
         bytes[8] = operation;
         bytes[10..12].copy_from_slice(&status.to_le_bytes());
-        (bytes, match self {
-            Abi::X86_64 => size_of::<BlkifResponse64>(),
-            Abi::X86_32 => size_of::<BlkifResponse32>(),
-        })
+        (
+            bytes,
+            match self {
+                Abi::X86_64 => size_of::<BlkifResponse64>(),
+                Abi::X86_32 => size_of::<BlkifResponse32>(),
+            },
+        )
     }
 }

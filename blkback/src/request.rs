@@ -10,8 +10,8 @@ use zerocopy::FromBytes;
 use crate::proto::{
     Abi, BLKIF_OP_DISCARD, BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ, BLKIF_OP_WRITE,
     BLKIF_OP_WRITE_BARRIER, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BlkifRequest32, BlkifRequest64,
-    BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, MAX_INDIRECT_PAGES, MAX_SEGMENTS,
-    SECTOR_SIZE, SECTORS_PER_PAGE, SEGMENTS_PER_PAGE,
+    BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR_SIZE,
+    SECTORS_PER_PAGE, SEGMENTS_PER_PAGE,
 };
 
 /// Sectors `first..=last` of one page.
@@ -209,7 +209,10 @@ impl Request {
         let (indirect_op, count, id, sector, grefs) = fields.unwrap_or_default();
         let refuse = |status, reason| Rejected { id, response_op: indirect_op, status, reason };
         if limits.max_indirect == 0 {
-            return Err(Rejected { response_op: BLKIF_OP_INDIRECT, ..refuse(BLKIF_RSP_EOPNOTSUPP, "indirect was not offered") });
+            return Err(Rejected {
+                response_op: BLKIF_OP_INDIRECT,
+                ..refuse(BLKIF_RSP_EOPNOTSUPP, "indirect was not offered")
+            });
         }
         let operation = match indirect_op {
             BLKIF_OP_READ => Operation::Read,

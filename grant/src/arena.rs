@@ -1,8 +1,8 @@
 //! Whole pages of our own memory for requests whose data is copied: one region per queue, registered with the ring
 //! where it can be, handed out in runs of neighbouring pages so that a request is one buffer.
 
-use crate::memory::{RegionId, Span};
 use crate::PAGE_SIZE;
+use crate::memory::{RegionId, Span};
 
 /// The page allocator over one region.
 pub struct Arena {

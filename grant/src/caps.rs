@@ -56,8 +56,7 @@ pub(crate) fn open_ring(entries: u32) -> io::Result<(IoUring, Caps)> {
     }
     ring.submitter().register_files_sparse(FILE_SLOTS)?;
     let buffer_table = ring.submitter().register_buffers_sparse(BUFFER_SLOTS).is_ok();
-    let vectored_fixed =
-        probe.is_supported(opcode::ReadvFixed::CODE) && probe.is_supported(opcode::WritevFixed::CODE);
+    let vectored_fixed = probe.is_supported(opcode::ReadvFixed::CODE) && probe.is_supported(opcode::WritevFixed::CODE);
     Ok((ring, Caps { defer_taskrun, vectored_fixed, buffer_table }))
 }
 

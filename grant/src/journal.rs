@@ -118,7 +118,8 @@ impl Journal {
         }
         let header: Header = pages.load(0);
         let known = header.magic == MAGIC && header.version == VERSION && header.slot_size as usize == SLOT;
-        let sane = header.parameters as usize <= MAX_PARAMETERS && header.slots > 0 && header.slots <= u32::from(u16::MAX);
+        let sane =
+            header.parameters as usize <= MAX_PARAMETERS && header.slots > 0 && header.slots <= u32::from(u16::MAX);
         if !known || !sane {
             return Err(invalid());
         }

@@ -164,12 +164,7 @@ pub trait Grants: Send {
     ///
     /// # Errors
     /// `Err` means that every status is undefined and everything in the batch failed.
-    fn copy(
-        &mut self,
-        direction: CopyDirection,
-        local: &Pages,
-        segments: &mut [CopySegment],
-    ) -> io::Result<()>;
+    fn copy(&mut self, direction: CopyDirection, local: &Pages, segments: &mut [CopySegment]) -> io::Result<()>;
 
     /// Counted since the value was made.
     fn counts(&self) -> GrantCounts;

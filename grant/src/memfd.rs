@@ -11,8 +11,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::SharedMemory;
 use crate::pages::Release;
+use crate::{Access, SharedMemory};
 
 /// Makes a memfd of `len` zeroed bytes that can neither shrink nor grow.
 ///
@@ -42,7 +42,7 @@ pub fn map(fd: OwnedFd) -> io::Result<SharedMemory> {
     // SAFETY: a fresh mapping at a place of the kernel's choice.
     let address = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, file.as_fd(), 0)? };
     // SAFETY: just mapped, sealed against shrinking, unmapped by Unmap only.
-    Ok(unsafe { SharedMemory::new(address.cast(), len.get(), Box::new(Unmap)) })
+    Ok(unsafe { SharedMemory::new(address.cast(), len.get(), Access::ReadWrite, Box::new(Unmap)) })
 }
 
 /// Maps `len` bytes of private zeroed memory.
@@ -55,7 +55,7 @@ pub fn anonymous(len: usize) -> io::Result<SharedMemory> {
     // SAFETY: a fresh mapping at a place of the kernel's choice.
     let address = unsafe { nix::sys::mman::mmap_anonymous(None, len, protection, MapFlags::MAP_PRIVATE)? };
     // SAFETY: just mapped, unmapped by Unmap only.
-    Ok(unsafe { SharedMemory::new(address.cast(), len.get(), Box::new(Unmap)) })
+    Ok(unsafe { SharedMemory::new(address.cast(), len.get(), Access::ReadWrite, Box::new(Unmap)) })
 }
 
 /// A plain munmap.

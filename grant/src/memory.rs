@@ -1,7 +1,7 @@
 //! The memory an io_uring may be reading or writing: grant mappings and arenas, owned per queue.
 //!
 //! The rule is "whoever submits owns": a mapping is *adopted* here, operations name it by [`Span`], and giving it
-//! up ([`Memory::retire`]) unmaps it only after every operation that was in flight at that moment has ended. Each
+//! up ([`crate::uring::Uring::retire`]) unmaps it only after every operation that was in flight at that moment has ended. Each
 //! operation belongs to a generation; retiring closes the current one. Retiring is rare, so the cost for an
 //! operation is two additions.
 
@@ -38,7 +38,7 @@ impl Span {
 }
 
 struct Region {
-    /// Dropped after `buffer` was taken out of the ring's table, see [`Memory::free`].
+    /// Dropped after `buffer` was taken out of the ring's table, see `Memory::free`.
     memory: SharedMemory,
     pages: Pages,
     buffer: Option<u16>,
@@ -104,12 +104,11 @@ impl Memory {
 
     /// Gives a mapping up. It is unmapped now, or when the last operation in flight has ended.
     pub(crate) fn retire(&mut self, region: RegionId, table: &mut BufferTable<'_>) -> io::Result<()> {
-        let Some(region) = self.regions.get_mut(usize::from(region.0)).and_then(Option::take).map(|r| {
-            self.vacant.push(region.0);
-            r
-        }) else {
+        let index = region.0;
+        let Some(region) = self.regions.get_mut(usize::from(index)).and_then(Option::take) else {
             return Err(io::Error::from_raw_os_error(libc::ENOENT));
         };
+        self.vacant.push(index);
         if self.in_flight() == 0 {
             return Memory::free(region, table);
         }

@@ -58,7 +58,9 @@ impl Meter {
 
     /// A counter, over all queues.
     pub fn sum(&self, counter: usize) -> u64 {
-        (0..self.queues).filter_map(|queue| self.block(queue)).fold(0, |sum, block| sum.wrapping_add(block.get(counter)))
+        (0..self.queues)
+            .filter_map(|queue| self.block(queue))
+            .fold(0, |sum, block| sum.wrapping_add(block.get(counter)))
     }
 
     /// The histogram, over all queues.

@@ -5,11 +5,11 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::PAGE_SIZE;
+use crate::{Access, PAGE_SIZE};
 
 /// Gives back what a [`SharedMemory`] stood on; called once, before the value is gone.
 pub trait Release: Send {
@@ -26,6 +26,7 @@ pub struct SharedMemory {
 struct Mapping {
     address: NonNull<u8>,
     len: usize,
+    writable: bool,
     release: Option<Box<dyn Release>>,
 }
 
@@ -62,10 +63,10 @@ impl SharedMemory {
     /// Takes over a mapping.
     ///
     /// # Safety
-    /// `address..address + len` is mapped readable and writable (or readable, if only read through), is not
-    /// referenced by any Rust reference, and stays mapped until `release` is called.
-    pub unsafe fn new(address: NonNull<u8>, len: usize, release: Box<dyn Release>) -> SharedMemory {
-        let mapping = Mapping { address, len, release: Some(release) };
+    /// `address..address + len` is mapped readable, and writable for [`Access::ReadWrite`], is not referenced by any
+    /// Rust reference, and stays mapped until `release` is called.
+    pub unsafe fn new(address: NonNull<u8>, len: usize, access: Access, release: Box<dyn Release>) -> SharedMemory {
+        let mapping = Mapping { address, len, writable: access == Access::ReadWrite, release: Some(release) };
         SharedMemory { pages: Pages { mapping: Arc::new(mapping), offset: 0, len } }
     }
 
@@ -151,6 +152,14 @@ impl Pages {
         address
     }
 
+    /// As [`Pages::checked`], for memory that will be written.
+    #[inline]
+    #[track_caller]
+    fn checked_for_write(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(self.mapping.writable, "a write to memory that is mapped read-only");
+        self.checked(offset, len, 1)
+    }
+
     /// Copies a value out. Words are read one by one; what a peer changes meanwhile may be torn, never unsound.
     ///
     /// # Panics
@@ -185,10 +194,10 @@ impl Pages {
     /// Copies bytes in.
     ///
     /// # Panics
-    /// When the range is outside.
+    /// When the range is outside, or the memory is mapped read-only.
     #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) {
-        let to = self.checked(offset, from.len(), 1);
+        let to = self.checked_for_write(offset, from.len());
         // SAFETY: as in `read`, the other way round.
         unsafe { copy_shared(from.as_ptr(), to.as_ptr(), from.len()) }
     }
@@ -199,7 +208,7 @@ impl Pages {
     /// When a range is outside.
     #[inline]
     pub fn copy_from(&self, to: usize, source: &Pages, from: usize, len: usize) {
-        let target = self.checked(to, len, 1);
+        let target = self.checked_for_write(to, len);
         let source = source.checked(from, len, 1);
         // SAFETY: both ranges are mapped (checked); copy_shared allows overlap.
         unsafe { copy_shared(source.as_ptr(), target.as_ptr(), len) }
@@ -210,7 +219,7 @@ impl Pages {
     /// # Panics
     /// When the range is outside.
     pub fn zero(&self, offset: usize, len: usize) {
-        let to = self.checked(offset, len, 1);
+        let to = self.checked_for_write(offset, len);
         // SAFETY: `to` covers len mapped bytes (checked).
         unsafe { std::ptr::write_bytes(to.as_ptr(), 0, len) }
     }
@@ -230,6 +239,7 @@ impl Pages {
     /// When the word is outside or misaligned.
     #[inline]
     pub fn store_release(&self, offset: usize, value: u32) {
+        self.checked_for_write(offset, 4);
         self.atomic32(offset).store(value, Ordering::Release);
     }
 
@@ -252,6 +262,7 @@ impl Pages {
     /// Adds to a counter that only this thread writes.
     #[inline]
     pub(crate) fn add_counter(&self, offset: usize, n: u64) {
+        self.checked_for_write(offset, 8);
         let counter = self.atomic64(offset);
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
@@ -259,6 +270,7 @@ impl Pages {
     /// Sets a counter.
     #[inline]
     pub(crate) fn store_counter(&self, offset: usize, value: u64) {
+        self.checked_for_write(offset, 8);
         self.atomic64(offset).store(value, Ordering::Relaxed);
     }
 
@@ -266,14 +278,6 @@ impl Pages {
     #[inline]
     pub(crate) fn load_counter(&self, offset: usize) -> u64 {
         self.atomic64(offset).load(Ordering::Relaxed)
-    }
-
-    /// The `u16` at `offset` as an atomic.
-    #[inline]
-    pub(crate) fn atomic16(&self, offset: usize) -> &AtomicU16 {
-        let address = self.checked(offset, 2, 2);
-        // SAFETY: in range and aligned (checked), mapped as long as self lives; atomics tolerate any writer.
-        unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
     }
 }
 

@@ -28,11 +28,7 @@ fn surplus_descriptors_are_closed_and_their_sender_too() {
     for count in [3, 16, 253] {
         let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
         let fds = vec![null.as_fd(); count];
-        assert_eq!(
-            ask(&socket, &bytes(&[MEMORY, 0, 0, 0]), &fds),
-            Answer::HungUp,
-            "{count}"
-        );
+        assert_eq!(ask(&socket, &bytes(&[MEMORY, 0, 0, 0]), &fds), Answer::HungUp, "{count}");
     }
     // Few enough to be a message, and of no use to anybody: closed as well.
     let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
@@ -52,16 +48,12 @@ fn ports_are_bounded_for_each_domain() {
     let world = World::new();
     let (vm, (guest, _memory)) = (world.service_vm(), world.guest(16));
     let mut ports = world.ports(vm.domid);
-    let made = (0..2000)
-        .take_while(|_| ports.alloc_unbound(guest.domid).is_ok())
-        .count();
+    let made = (0..2000).take_while(|_| ports.alloc_unbound(guest.domid).is_ok()).count();
     // Two descriptors a channel here and two in the host: a small limit of the process may come first.
     assert!((200..=1023).contains(&made), "{made}");
     assert!(ports.alloc_unbound(guest.domid).is_err());
     drop(ports);
-    world.until("the ports are closed", || {
-        world.usage(vm.domid).expect("alive").ports == 0
-    });
+    world.until("the ports are closed", || world.usage(vm.domid).expect("alive").ports == 0);
     alive(&world);
 }
 
@@ -82,9 +74,7 @@ fn connections_are_bounded_for_each_domain() {
     assert!(refused, "{} connections of one domain", open.len());
     // Somebody else still gets one, once this process has a descriptor for it.
     open.truncate(open.len() - 20);
-    world.until("others are served", || {
-        embedded::register(world.dir(), "other", None).is_ok()
-    });
+    world.until("others are served", || embedded::register(world.dir(), "other", None).is_ok());
     drop(open);
     alive(&world);
 }
@@ -106,10 +96,7 @@ fn host_without_descriptors_recovers() {
     // One for the client's end, none for the host's.
     hoard.pop();
     let stranger = embedded::connect(world.dir(), vm.domid).expect("the kernel queues it");
-    assert_eq!(
-        ask(&stranger, &bytes(&[UNMAP, 0, 1, 0]), &[]),
-        Answer::HungUp
-    );
+    assert_eq!(ask(&stranger, &bytes(&[UNMAP, 0, 1, 0]), &[]), Answer::HungUp);
     let answer = ask(&socket, &bytes(&[UNMAP, 0, 1, 0]), &[]);
     assert_eq!(answer, unknown, "whoever is connected is served");
     drop(hoard);

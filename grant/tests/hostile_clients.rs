@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use grant::embedded::{self, GuestMemory};
 use grant::{Access, DomId, GrantRef, Grants, PAGE_SIZE};
 use rustix::fs::{MemfdFlags, SealFlags};
-use world::raw::{
-    Answer, BIND, MAP, MEMORY, REGISTER, UNMAP, USAGE, alive, ask, bytes, control, send,
-};
+use world::raw::{Answer, BIND, MAP, MEMORY, REGISTER, UNMAP, USAGE, alive, ask, bytes, control, send};
 use world::{World, errno};
 
 #[test]
@@ -41,10 +39,7 @@ fn malformed_messages_are_hung_up_on() {
         assert_eq!(ask(&socket, &message, &[]), Answer::HungUp, "{what}");
         let control = control(&world);
         let answer = ask(&control, &message, &[]);
-        assert!(
-            answer == Answer::HungUp || what.contains("other socket"),
-            "{what}: {answer:?}"
-        );
+        assert!(answer == Answer::HungUp || what.contains("other socket"), "{what}: {answer:?}");
     }
     alive(&world);
 }
@@ -56,43 +51,21 @@ fn nonsense_in_well_formed_messages_is_an_error_and_nothing_more() {
     let socket = embedded::connect(world.dir(), vm.domid).expect("connected");
     let cases: [(&str, [u32; 4], i32); 7] = [
         ("memory of nobody", [MEMORY, 4000, 0, 0], libc::ESRCH),
-        (
-            "memory of domid 65536 + ours",
-            [MEMORY, 0x1_0000 + u32::from(vm.domid.0), 0, 0],
-            libc::ESRCH,
-        ),
-        (
-            "memory of one that has none",
-            [MEMORY, vm.domid.0.into(), 0, 0],
-            libc::ENXIO,
-        ),
+        ("memory of domid 65536 + ours", [MEMORY, 0x1_0000 + u32::from(vm.domid.0), 0, 0], libc::ESRCH),
+        ("memory of one that has none", [MEMORY, vm.domid.0.into(), 0, 0], libc::ENXIO),
         ("handle never given out", [UNMAP, 0, 7, 0], libc::ENOENT),
-        (
-            "port never made",
-            [BIND, vm.domid.0.into(), u32::MAX, 0],
-            libc::EINVAL,
-        ),
+        ("port never made", [BIND, vm.domid.0.into(), u32::MAX, 0], libc::EINVAL),
         ("port 0", [BIND, vm.domid.0.into(), 0, 0], libc::EINVAL),
         ("bind to nobody", [BIND, 4000, 1, 0], libc::ESRCH),
     ];
     for (what, message, errno) in cases {
-        assert_eq!(
-            ask(&socket, &bytes(&message), &[]),
-            Answer::Errno(errno as u32),
-            "{what}"
-        );
+        assert_eq!(ask(&socket, &bytes(&message), &[]), Answer::Errno(errno as u32), "{what}");
     }
     let control = control(&world);
     let usage = bytes(&[USAGE, 4000, 0, 0]);
-    assert_eq!(
-        ask(&control, &usage, &[]),
-        Answer::Errno(libc::ESRCH as u32)
-    );
+    assert_eq!(ask(&control, &usage, &[]), Answer::Errno(libc::ESRCH as u32));
     let version = bytes(&[REGISTER, 0, 2, 0]);
-    assert_eq!(
-        ask(&control, &version, &[]),
-        Answer::Errno(libc::EPROTONOSUPPORT as u32)
-    );
+    assert_eq!(ask(&control, &version, &[]), Answer::Errno(libc::EPROTONOSUPPORT as u32));
     alive(&world);
 }
 
@@ -129,23 +102,11 @@ fn memory_that_can_change_its_size_is_refused() {
     let (pipe, _other) = rustix::pipe::pipe().expect("a pipe");
     let cases: [(&str, OwnedFd); 9] = [
         ("no seal", memfd(sealable, 16, SealFlags::empty())),
-        (
-            "may shrink",
-            memfd(sealable, 16, SealFlags::GROW | SealFlags::SEAL),
-        ),
-        (
-            "may grow",
-            memfd(sealable, 16, SealFlags::SHRINK | SealFlags::SEAL),
-        ),
+        ("may shrink", memfd(sealable, 16, SealFlags::GROW | SealFlags::SEAL)),
+        ("may grow", memfd(sealable, 16, SealFlags::SHRINK | SealFlags::SEAL)),
         ("may be sealed against us", memfd(sealable, 16, size)),
-        (
-            "read-only",
-            memfd(sealable, 16, size | SealFlags::WRITE | SealFlags::SEAL),
-        ),
-        (
-            "room for the table only",
-            memfd(sealable, 1, size | SealFlags::SEAL),
-        ),
+        ("read-only", memfd(sealable, 16, size | SealFlags::WRITE | SealFlags::SEAL)),
+        ("room for the table only", memfd(sealable, 1, size | SealFlags::SEAL)),
         ("not whole pages", ragged),
         ("a file", file.into()),
         ("a pipe", pipe),
@@ -158,16 +119,8 @@ fn memory_that_can_change_its_size_is_refused() {
         assert_eq!(answer, Answer::Errno(libc::EBADF as u32), "{what}");
         // The same connection may try again with better memory, but only once it has none.
         let good = memfd(sealable, 16, size | SealFlags::SEAL);
-        assert_eq!(
-            ask(&control, &message, &[good.as_fd()]),
-            Answer::Errno(0),
-            "after {what}"
-        );
-        assert_eq!(
-            ask(&control, &message, &[]),
-            Answer::Errno(libc::EINVAL as u32),
-            "twice"
-        );
+        assert_eq!(ask(&control, &message, &[good.as_fd()]), Answer::Errno(0), "after {what}");
+        assert_eq!(ask(&control, &message, &[]), Answer::Errno(libc::EINVAL as u32), "twice");
         drop(control);
         let gone = || embedded::register(world.dir(), "victim", None).is_ok();
         world.until("the name is free again", gone);
@@ -231,21 +184,13 @@ fn entries_that_change_all_the_time_upset_nobody() {
         scope.spawn(|| {
             let mut random = fastrand::Rng::with_seed(1);
             while !done.load(Ordering::Relaxed) {
-                let domid = if random.bool() {
-                    vm.domid
-                } else {
-                    DomId(random.u16(..))
-                };
+                let domid = if random.bool() { vm.domid } else { DomId(random.u16(..)) };
                 scribble(&memory, 8, random.u16(..32), domid, random.u32(..80));
             }
         });
         let mut mapped = Vec::new();
         for turn in 0..2000 {
-            let access = if turn % 2 == 0 {
-                Access::ReadOnly
-            } else {
-                Access::ReadWrite
-            };
+            let access = if turn % 2 == 0 { Access::ReadOnly } else { Access::ReadWrite };
             match foreign.map(&[GrantRef(8)], access) {
                 Ok(memory) => mapped.push(memory),
                 Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL)),

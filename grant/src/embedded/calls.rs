@@ -20,52 +20,24 @@ pub(super) struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     pub fn plain(value: u32, extra: u32) -> Outgoing<'static> {
-        Outgoing {
-            reply: Reply {
-                value,
-                extra,
-                ..Reply::default()
-            },
-            words: &[],
-            fds: [None, None],
-        }
+        Outgoing { reply: Reply { value, extra, ..Reply::default() }, words: &[], fds: [None, None] }
     }
 
     pub fn refusal(error: &io::Error) -> Outgoing<'static> {
         let errno = error.raw_os_error().unwrap_or(libc::EIO) as u32;
-        Outgoing {
-            reply: Reply {
-                errno,
-                ..Reply::default()
-            },
-            words: &[],
-            fds: [None, None],
-        }
+        Outgoing { reply: Reply { errno, ..Reply::default() }, words: &[], fds: [None, None] }
     }
 
     fn port(ends: Ends<'_>) -> Outgoing<'_> {
-        let reply = Reply {
-            value: ends.port,
-            ..Reply::default()
-        };
-        Outgoing {
-            reply,
-            words: &[],
-            fds: [Some(ends.wait), Some(ends.notify)],
-        }
+        let reply = Reply { value: ends.port, ..Reply::default() };
+        Outgoing { reply, words: &[], fds: [Some(ends.wait), Some(ends.notify)] }
     }
 
     /// Never waits: a client that lets its answers pile up is not served any more.
     pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let mut fds = Vec::with_capacity(wire::MAX_FDS);
         fds.extend(self.fds.iter().flatten());
-        wire::send(
-            socket,
-            self.reply.as_bytes(),
-            self.words.as_bytes(),
-            &fds,
-            SendFlags::DONTWAIT,
-        )
+        wire::send(socket, self.reply.as_bytes(), self.words.as_bytes(), &fds, SendFlags::DONTWAIT)
     }
 }
 
@@ -126,11 +98,7 @@ impl Caller<'_> {
                 if self.only.is_some() {
                     return refuse(libc::EACCES);
                 }
-                Outgoing::port(registry.alloc_unbound(
-                    domid,
-                    domain_id(request.domid)?,
-                    self.owner,
-                )?)
+                Outgoing::port(registry.alloc_unbound(domid, domain_id(request.domid)?, self.owner)?)
             }
             wire::UNBIND => {
                 registry.unbind(domid, request.value, self.owner)?;
@@ -153,9 +121,7 @@ impl Caller<'_> {
 }
 
 pub(super) fn domain_id(word: u32) -> io::Result<DomId> {
-    u16::try_from(word)
-        .map(DomId)
-        .map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))
+    u16::try_from(word).map(DomId).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 /// The references of a map request: 1 to [`MAX_MAP`] whole words.

@@ -33,11 +33,7 @@ impl Ports {
     /// Uses a connection (see [`super::connect`]); its ports close when it does.
     pub fn new(connection: OwnedFd) -> io::Result<Ports> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Ports {
-            link: Link::new(connection)?,
-            epoll,
-            channels: Vec::new(),
-        })
+        Ok(Ports { link: Link::new(connection)?, epoll, channels: Vec::new() })
     }
 
     /// From now on this connection binds to ports of `peer` and nobody else, and allocates none; there is no way back.
@@ -49,12 +45,7 @@ impl Ports {
     }
 
     fn call(&mut self, op: u32, domid: DomId, value: u32) -> io::Result<wire::Answer> {
-        let request = Request {
-            op,
-            domid: domid.0.into(),
-            value,
-            flags: 0,
-        };
+        let request = Request { op, domid: domid.0.into(), value, flags: 0 };
         self.link.call(&request, &[], &[], &mut [])
     }
 
@@ -91,11 +82,7 @@ impl EventChannel for Ports {
 
     fn unbind(&mut self, port: Port) -> io::Result<()> {
         self.channel(port)?;
-        if let Some(channel) = self
-            .channels
-            .get_mut(port.0 as usize)
-            .and_then(Option::take)
-        {
+        if let Some(channel) = self.channels.get_mut(port.0 as usize).and_then(Option::take) {
             // The descriptor may live on in another process, and epoll watches what it refers to: take it out.
             epoll::delete(&self.epoll, &channel.wait)?;
         }
@@ -111,10 +98,7 @@ impl EventChannel for Ports {
     }
 
     fn pending(&mut self, ports: &mut Vec<Port>) -> io::Result<()> {
-        const NOW: Timespec = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); MAX_PENDING];
         let events = match epoll::wait(&self.epoll, &mut events, Some(&NOW)) {
             Ok((events, _)) => events,
@@ -137,12 +121,7 @@ impl EventChannel for Ports {
         for &port in ports {
             // As the device does: a port that was closed meanwhile is passed over.
             if let Ok(channel) = self.channel(port) {
-                epoll::modify(
-                    &self.epoll,
-                    &channel.wait,
-                    EventData::new_u64(port.0.into()),
-                    ARMED,
-                )?;
+                epoll::modify(&self.epoll, &channel.wait, EventData::new_u64(port.0.into()), ARMED)?;
             }
         }
         Ok(())

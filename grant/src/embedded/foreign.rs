@@ -13,8 +13,8 @@ use super::table::{Table, table_frames};
 use super::wire::{self, Answer, Link, Request};
 use crate::pages::Release;
 use crate::{
-    Access, CopyDirection, CopySegment, DomId, GrantCounts, GrantRef, GrantStatus, Grants, MAX_MAP,
-    PAGE_SIZE, Pages, SharedMemory,
+    Access, CopyDirection, CopySegment, DomId, GrantCounts, GrantRef, GrantStatus, Grants, MAX_MAP, PAGE_SIZE, Pages,
+    SharedMemory,
 };
 
 /// One connection of one thread, used for one peer.
@@ -50,18 +50,11 @@ impl Foreign {
     pub fn new(connection: OwnedFd, peer: DomId) -> io::Result<Foreign> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidData);
         let mut link = Link::new(connection)?;
-        let request = Request {
-            op: wire::MEMORY,
-            domid: peer.0.into(),
-            value: 0,
-            flags: 0,
-        };
+        let request = Request { op: wire::MEMORY, domid: peer.0.into(), value: 0, flags: 0 };
         let mut answer = link.call(&request, &[], &[], &mut [])?;
         let memory = answer.fds[0].take().ok_or_else(invalid)?;
         let size = answer.reply.value;
-        let domid = u16::try_from(answer.reply.extra)
-            .map(DomId)
-            .map_err(|_| invalid())?;
+        let domid = u16::try_from(answer.reply.extra).map(DomId).map_err(|_| invalid())?;
         let table = frames::map_first(&memory, table_frames(size), false)?;
         let session = Session {
             link: Mutex::new(link),
@@ -78,12 +71,7 @@ impl Foreign {
         })
     }
 
-    fn copy_one(
-        &self,
-        direction: CopyDirection,
-        local: &Pages,
-        segment: &CopySegment,
-    ) -> io::Result<GrantStatus> {
+    fn copy_one(&self, direction: CopyDirection, local: &Pages, segment: &CopySegment) -> io::Result<GrantStatus> {
         let write = direction == CopyDirection::ToPeer;
         let frame = match self.table.check(segment.gref, self.domid, write) {
             Ok(frame) => frame,
@@ -91,9 +79,7 @@ impl Foreign {
         };
         let len = usize::from(segment.len);
         let at = i64::from(frame) * PAGE_SIZE as i64 + i64::from(segment.offset);
-        let address = local
-            .address(segment.local, len)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let address = local.address(segment.local, len).ok_or(io::ErrorKind::InvalidInput)?;
         let fd = self.session.memory.as_raw_fd();
         let done = match direction {
             // SAFETY: `local` keeps `len` bytes mapped there, which only raw copies ever touch.
@@ -121,24 +107,11 @@ impl Grants for Foreign {
             *word = gref.0;
         }
         let writable = access == Access::ReadWrite;
-        let request = Request {
-            op: wire::MAP,
-            domid: self.peer.0.into(),
-            value: 0,
-            flags: writable.into(),
-        };
+        let request = Request { op: wire::MAP, domid: self.peer.0.into(), value: 0, flags: writable.into() };
         self.counts.map_calls += 1;
         let mut frames = [0u32; MAX_MAP];
-        let answer = self.session.call(
-            &request,
-            words[..count].as_bytes(),
-            frames[..count].as_mut_bytes(),
-        )?;
-        let mut unpin = Unpin {
-            session: Arc::clone(&self.session),
-            handle: answer.reply.value,
-            pages: count as u64,
-        };
+        let answer = self.session.call(&request, words[..count].as_bytes(), frames[..count].as_mut_bytes())?;
+        let mut unpin = Unpin { session: Arc::clone(&self.session), handle: answer.reply.value, pages: count as u64 };
         let address = match frames::map(self.session.memory.as_fd(), &frames[..count], writable) {
             Ok(address) => address,
             Err(error) => {
@@ -148,15 +121,10 @@ impl Grants for Foreign {
         };
         self.counts.pages_mapped += count as u64;
         // SAFETY: the pages were just mapped at `address`, nobody else knows them, and only `unpin` takes them away.
-        Ok(unsafe { SharedMemory::new(address, count * PAGE_SIZE, Box::new(unpin)) })
+        Ok(unsafe { SharedMemory::new(address, count * PAGE_SIZE, access, Box::new(unpin)) })
     }
 
-    fn copy(
-        &mut self,
-        direction: CopyDirection,
-        local: &Pages,
-        segments: &mut [CopySegment],
-    ) -> io::Result<()> {
+    fn copy(&mut self, direction: CopyDirection, local: &Pages, segments: &mut [CopySegment]) -> io::Result<()> {
         crate::check_copy(local, segments)?;
         self.counts.copy_calls += 1;
         self.counts.segments_copied += segments.len() as u64;
@@ -184,12 +152,7 @@ struct Unpin {
 
 impl Unpin {
     fn forget(&mut self) -> io::Result<()> {
-        let request = Request {
-            op: wire::UNMAP,
-            domid: 0,
-            value: self.handle,
-            flags: 0,
-        };
+        let request = Request { op: wire::UNMAP, domid: 0, value: self.handle, flags: 0 };
         self.session.call(&request, &[], &mut []).map(drop)
     }
 }
@@ -197,9 +160,7 @@ impl Unpin {
 impl Release for Unpin {
     fn release(&mut self, address: NonNull<u8>, len: usize) -> io::Result<()> {
         self.session.unmap_calls.fetch_add(1, Ordering::Relaxed);
-        self.session
-            .pages_unmapped
-            .fetch_add(self.pages, Ordering::Relaxed);
+        self.session.pages_unmapped.fetch_add(self.pages, Ordering::Relaxed);
         // SAFETY: the range came from frames::map, and the owner of the mapping calls this last.
         let unmapped = unsafe { frames::unmap(address, len) };
         self.forget().and(unmapped)

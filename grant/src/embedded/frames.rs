@@ -7,12 +7,10 @@ use std::ptr::NonNull;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::pages::Release;
-use crate::{PAGE_SIZE, SharedMemory};
+use crate::{Access, PAGE_SIZE, SharedMemory};
 
 /// Nobody can change the size, nor lift or add a seal: no access to a mapping can fault.
-const SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
 /// Seals that would keep the host or a peer from mapping pages for writing.
 const UNWANTED: SealFlags = SealFlags::WRITE.union(SealFlags::FUTURE_WRITE);
@@ -25,10 +23,7 @@ const MAX_FRAMES: u64 = 1 << 28;
 
 /// Makes a sealed memfd of `frames` pages.
 pub(super) fn create(frames: u32) -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create(
-        "windsor-guest",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?;
+    let fd = rustix::fs::memfd_create("windsor-guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, u64::from(frames) * PAGE_SIZE as u64)?;
     rustix::fs::fcntl_add_seals(&fd, SEALS)?;
     Ok(fd)
@@ -71,11 +66,7 @@ pub(super) fn map(fd: BorrowedFd<'_>, frames: &[u32], writable: bool) -> io::Res
         Some(slab) if slab.as_ptr() != libc::MAP_FAILED => slab.cast::<u8>(),
         _ => return Err(io::Error::last_os_error()),
     };
-    let protection = if writable {
-        libc::PROT_READ | libc::PROT_WRITE
-    } else {
-        libc::PROT_READ
-    };
+    let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
     let mut done = 0;
     for run in frames.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
         let bytes = run.len() * PAGE_SIZE;
@@ -83,14 +74,7 @@ pub(super) fn map(fd: BorrowedFd<'_>, frames: &[u32], writable: bool) -> io::Res
         let mapped = unsafe {
             let at = slab.as_ptr().add(done * PAGE_SIZE).cast();
             let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-            libc::mmap(
-                at,
-                bytes,
-                protection,
-                flags,
-                fd.as_raw_fd(),
-                i64::from(run[0]) * PAGE_SIZE as i64,
-            )
+            libc::mmap(at, bytes, protection, flags, fd.as_raw_fd(), i64::from(run[0]) * PAGE_SIZE as i64)
         };
         if mapped == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
@@ -122,8 +106,9 @@ pub(super) unsafe fn unmap(address: NonNull<u8>, len: usize) -> io::Result<()> {
 pub(super) fn map_first(fd: &OwnedFd, count: u32, writable: bool) -> io::Result<SharedMemory> {
     let frames: Vec<u32> = (0..count).collect();
     let address = map(fd.as_fd(), &frames, writable)?;
+    let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
     // SAFETY: just mapped, unknown to anybody else, unmapped by `Munmap` alone.
-    Ok(unsafe { SharedMemory::new(address, frames.len() * PAGE_SIZE, Box::new(Munmap)) })
+    Ok(unsafe { SharedMemory::new(address, frames.len() * PAGE_SIZE, access, Box::new(Munmap)) })
 }
 
 /// Only unmaps.

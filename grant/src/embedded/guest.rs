@@ -9,9 +9,7 @@ use super::frames::{self, Munmap};
 use super::table::{Table, table_frames};
 use crate::pages::Release;
 use crate::xen::abi::GNTTAB_NR_RESERVED_ENTRIES;
-use crate::{
-    Access, DomId, GrantAccess, GrantRef, Granted, PAGE_SIZE, Pages, SharedMemory, StillMapped,
-};
+use crate::{Access, DomId, GrantAccess, GrantRef, Granted, PAGE_SIZE, Pages, SharedMemory, StillMapped};
 
 /// The memory of an embedded guest; clones share it, one for each thread that grants.
 ///
@@ -47,16 +45,13 @@ impl GuestMemory {
     /// # Errors
     /// `InvalidInput` when there is no room for the table and a page, or more than 1 TiB is asked for.
     pub fn new(bytes: u64) -> io::Result<GuestMemory> {
-        let frames = u32::try_from(bytes.div_ceil(PAGE_SIZE as u64))
-            .ok()
-            .filter(|frames| (2..=1 << 28).contains(frames));
+        let frames =
+            u32::try_from(bytes.div_ceil(PAGE_SIZE as u64)).ok().filter(|frames| (2..=1 << 28).contains(frames));
         let frames = frames.ok_or(io::ErrorKind::InvalidInput)?;
         let fd = frames::create(frames)?;
         let whole = frames::map_first(&fd, frames, true)?.pages();
         let reserved = table_frames(frames) as usize;
-        let table = whole
-            .slice(0, reserved * PAGE_SIZE)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let table = whole.slice(0, reserved * PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
         let table = Table::new(table, frames);
         let mut used = vec![false; frames as usize];
         used[..reserved].fill(true);
@@ -70,11 +65,7 @@ impl GuestMemory {
             fresh: GNTTAB_NR_RESERVED_ENTRIES,
             refusals: 0,
         };
-        Ok(GuestMemory {
-            fd: Arc::new(fd),
-            whole,
-            state: Arc::new(Mutex::new(state)),
-        })
+        Ok(GuestMemory { fd: Arc::new(fd), whole, state: Arc::new(Mutex::new(state)) })
     }
 
     /// The memfd, to be shown to the host.
@@ -94,24 +85,15 @@ impl GuestMemory {
     /// The pages as one region: part of the whole mapping if they follow each other, else a mapping of their own.
     fn view(&self, frames: &[u32]) -> io::Result<SharedMemory> {
         let len = frames.len() * PAGE_SIZE;
-        let (address, release): (NonNull<u8>, Box<dyn Release>) =
-            if frames.is_sorted_by(|a, b| a + 1 == *b) {
-                let address = self.whole.address(frames[0] as usize * PAGE_SIZE, len);
-                (
-                    address.ok_or(io::ErrorKind::InvalidInput)?,
-                    Box::new(Keep {
-                        _whole: self.whole.clone(),
-                    }),
-                )
-            } else {
-                (
-                    frames::map((*self.fd).as_fd(), frames, true)?,
-                    Box::new(Munmap),
-                )
-            };
+        let (address, release): (NonNull<u8>, Box<dyn Release>) = if frames.is_sorted_by(|a, b| a + 1 == *b) {
+            let address = self.whole.address(frames[0] as usize * PAGE_SIZE, len);
+            (address.ok_or(io::ErrorKind::InvalidInput)?, Box::new(Keep { _whole: self.whole.clone() }))
+        } else {
+            (frames::map((*self.fd).as_fd(), frames, true)?, Box::new(Munmap))
+        };
         // SAFETY: `len` bytes are mapped at `address` for as long as `release` lives (it keeps the whole mapping or is
         // the only one to unmap); all access is by raw copies.
-        Ok(unsafe { SharedMemory::new(address, len, release) })
+        Ok(unsafe { SharedMemory::new(address, len, Access::ReadWrite, release) })
     }
 }
 
@@ -142,9 +124,7 @@ impl GrantAccess for GuestMemory {
         memory.pages().zero(0, memory.len());
         let state = self.state();
         for (&gref, &frame) in refs.iter().zip(&frames) {
-            state
-                .table
-                .permit(gref, peer, frame, access == Access::ReadOnly);
+            state.table.permit(gref, peer, frame, access == Access::ReadOnly);
         }
         Ok(Granted { refs, memory })
     }
@@ -212,8 +192,7 @@ impl State {
             None
         };
         let wrapped = (self.cursor + count).min(self.used.len());
-        let start =
-            find(self.cursor.min(self.used.len())..self.used.len()).or_else(|| find(0..wrapped))?;
+        let start = find(self.cursor.min(self.used.len())..self.used.len()).or_else(|| find(0..wrapped))?;
         Some((start as u32..).take(count).collect())
     }
 

@@ -85,9 +85,7 @@ struct Complaints(Option<Instant>);
 impl Complaints {
     fn due(&mut self) -> bool {
         let now = Instant::now();
-        let due = self
-            .0
-            .is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1));
+        let due = self.0.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1));
         if due {
             self.0 = Some(now);
         }
@@ -111,12 +109,7 @@ enum Role {
     /// At `DIR/host`: a domain's life once it is registered.
     Control { domain: Option<DomId> },
     /// At a domain's `hypervisor` socket: acts as that domain.
-    Domain {
-        domid: DomId,
-        only: Option<DomId>,
-        maps: HashMap<u32, Mapped>,
-        next: u32,
-    },
+    Domain { domid: DomId, only: Option<DomId>, maps: HashMap<u32, Mapped>, next: u32 },
 }
 
 /// What epoll's token names.
@@ -157,19 +150,14 @@ impl<L: Lifecycle> Host<L> {
     /// # Errors
     /// `AddrInUse` when another host has the directory.
     pub fn new(dir: &Path, lifecycle: L) -> io::Result<Host<L>> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let lock = File::open(dir)?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-            match error {
-                Errno::WOULDBLOCK => {
-                    let text = format!("another embedded host serves {}", dir.display());
-                    io::Error::new(io::ErrorKind::AddrInUse, text)
-                }
-                error => error.into(),
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => {
+                let text = format!("another embedded host serves {}", dir.display());
+                io::Error::new(io::ErrorKind::AddrInUse, text)
             }
+            error => error.into(),
         })?;
         clear(dir)?;
         raise_descriptor_limit();
@@ -257,9 +245,7 @@ impl<L: Lifecycle> Host<L> {
                 }
                 self.spare = spare();
                 if self.complaints.due() {
-                    tracing::error!(
-                        "the embedded host has no file descriptor left for connections"
-                    );
+                    tracing::error!("the embedded host has no file descriptor left for connections");
                 }
                 return;
             }
@@ -268,18 +254,11 @@ impl<L: Lifecycle> Host<L> {
         };
         let role = match domid {
             None => Role::Control { domain: None },
-            Some(domid) => Role::Domain {
-                domid,
-                only: None,
-                maps: HashMap::new(),
-                next: 1,
-            },
+            Some(domid) => Role::Domain { domid, only: None, maps: HashMap::new(), next: 1 },
         };
         let of_domain = domid.and_then(|domid| self.domains.get_mut(&domid));
         if self.connections.len() >= MAX_CONNECTIONS
-            || of_domain
-                .as_ref()
-                .is_some_and(|served| served.connections >= MAX_CONNECTIONS_OF_DOMAIN)
+            || of_domain.as_ref().is_some_and(|served| served.connections >= MAX_CONNECTIONS_OF_DOMAIN)
         {
             if self.complaints.due() {
                 tracing::warn!(?domid, "too many connections to the embedded host");
@@ -287,12 +266,7 @@ impl<L: Lifecycle> Host<L> {
             return;
         }
         let owner = self.next;
-        if let Err(error) = epoll::add(
-            &self.epoll,
-            &socket,
-            Token::Connection(owner).data(),
-            EventFlags::IN,
-        ) {
+        if let Err(error) = epoll::add(&self.epoll, &socket, Token::Connection(owner).data(), EventFlags::IN) {
             return tracing::error!(%error, "a connection to the embedded host could not be watched");
         }
         if let Some(served) = of_domain {
@@ -338,9 +312,7 @@ impl<L: Lifecycle> Host<L> {
             Role::Control { domain } => {
                 let result = match request.op {
                     wire::REGISTER => self.register(domain, request, body, fds[0].take()),
-                    wire::USAGE => {
-                        domain_id(request.domid).and_then(|domid| self.registry.usage(domid))
-                    }
+                    wire::USAGE => domain_id(request.domid).and_then(|domid| self.registry.usage(domid)),
                     _ => return false,
                 };
                 match result {
@@ -348,20 +320,9 @@ impl<L: Lifecycle> Host<L> {
                     Err(error) => Outgoing::refusal(&error).send(socket),
                 }
             }
-            Role::Domain {
-                domid,
-                only,
-                maps,
-                next,
-            } => {
+            Role::Domain { domid, only, maps, next } => {
                 let mut frames = Vec::new();
-                let caller = Caller {
-                    domid: *domid,
-                    owner,
-                    only,
-                    maps,
-                    next,
-                };
+                let caller = Caller { domid: *domid, owner, only, maps, next };
                 match caller.perform(&mut self.registry, request, body, &mut frames) {
                     Ok(Some(mut outgoing)) => {
                         outgoing.words = &frames;
@@ -394,14 +355,7 @@ impl<L: Lifecycle> Host<L> {
         let memory = memory.map(Memory::new).transpose()?;
         let domid = self.registry.introduce(name.clone(), memory)?;
         let served = self.listen_for(domid).and_then(|listener| {
-            self.domains.insert(
-                domid,
-                Served {
-                    name: name.clone(),
-                    listener,
-                    connections: 0,
-                },
-            );
+            self.domains.insert(domid, Served { name: name.clone(), listener, connections: 0 });
             self.lifecycle.introduced(domid, &name)
         });
         if let Err(error) = served {
@@ -416,17 +370,9 @@ impl<L: Lifecycle> Host<L> {
 
     fn listen_for(&mut self, domid: DomId) -> io::Result<OwnedFd> {
         let dir = domain_dir(&self.dir, domid);
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let listener = listen(&dir.join("hypervisor"))?;
-        epoll::add(
-            &self.epoll,
-            &listener,
-            Token::Domain(domid).data(),
-            EventFlags::IN,
-        )?;
+        epoll::add(&self.epoll, &listener, Token::Domain(domid).data(), EventFlags::IN)?;
         Ok(listener)
     }
 
@@ -453,12 +399,7 @@ impl<L: Lifecycle> Host<L> {
     /// Ends a domain: whoever acts as it is hung up on, then its user is told.
     fn release(&mut self, domid: DomId) {
         let acts = |role: &Role| matches!(role, Role::Domain { domid: it, .. } if *it == domid);
-        let gone: Vec<Owner> = self
-            .connections
-            .iter()
-            .filter(|(_, it)| acts(&it.role))
-            .map(|(&it, _)| it)
-            .collect();
+        let gone: Vec<Owner> = self.connections.iter().filter(|(_, it)| acts(&it.role)).map(|(&it, _)| it).collect();
         for owner in gone {
             if let Some(connection) = self.connections.remove(&owner) {
                 self.hang_up(owner, connection);
@@ -476,8 +417,7 @@ impl<L: Lifecycle> Host<L> {
         self.registry.release(domid);
         self.domains.remove(&domid);
         let dir = domain_dir(&self.dir, domid);
-        let removed =
-            std::fs::remove_file(dir.join("hypervisor")).and_then(|()| std::fs::remove_dir(&dir));
+        let removed = std::fs::remove_file(dir.join("hypervisor")).and_then(|()| std::fs::remove_dir(&dir));
         if let Err(error) = removed {
             tracing::warn!(%error, dir = %dir.display(), "a domain's directory stays");
         }
@@ -486,10 +426,7 @@ impl<L: Lifecycle> Host<L> {
 
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the embedded host keeps its limit of file descriptors");
     }
@@ -523,11 +460,7 @@ fn clear(dir: &Path) -> io::Result<()> {
     };
     for domain in domains {
         let path = domain?.path();
-        if path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.parse::<u16>().is_ok())
-        {
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<u16>().is_ok()) {
             for entry in std::fs::read_dir(&path)? {
                 remove_socket(&entry?.path())?;
             }

@@ -85,11 +85,7 @@ pub enum RegisterError {
 }
 
 /// Makes a domain known to the host of `dir`; a guest brings its memory, a service VM has none to show.
-pub fn register(
-    dir: &Path,
-    name: &str,
-    memory: Option<&GuestMemory>,
-) -> Result<Domain, RegisterError> {
+pub fn register(dir: &Path, name: &str, memory: Option<&GuestMemory>) -> Result<Domain, RegisterError> {
     if !wire::is_name(name.as_bytes()) {
         return Err(RegisterError::BadName(name.to_owned()));
     }
@@ -97,22 +93,10 @@ pub fn register(
 }
 
 /// [`register`] for any descriptor and any name; the host does the checking.
-fn register_raw(
-    dir: &Path,
-    name: &str,
-    memory: Option<std::os::fd::BorrowedFd<'_>>,
-) -> Result<Domain, RegisterError> {
-    let no_host = |source| RegisterError::NoHost {
-        dir: dir.to_owned(),
-        source,
-    };
+fn register_raw(dir: &Path, name: &str, memory: Option<std::os::fd::BorrowedFd<'_>>) -> Result<Domain, RegisterError> {
+    let no_host = |source| RegisterError::NoHost { dir: dir.to_owned(), source };
     let mut link = Link::new(dial(&host_path(dir)).map_err(no_host)?)?;
-    let request = Request {
-        op: wire::REGISTER,
-        domid: 0,
-        value: wire::VERSION,
-        flags: 0,
-    };
+    let request = Request { op: wire::REGISTER, domid: 0, value: wire::VERSION, flags: 0 };
     let answer = link.call(&request, name.as_bytes(), memory.as_slice(), &mut []);
     let answer = answer.map_err(|error| match error.raw_os_error() {
         Some(libc::EEXIST) => RegisterError::NameTaken(name.to_owned()),
@@ -121,12 +105,8 @@ fn register_raw(
         Some(libc::ENOSPC) => RegisterError::Full,
         _ => RegisterError::Io(error),
     })?;
-    let domid = u16::try_from(answer.reply.value)
-        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    Ok(Domain {
-        domid: DomId(domid),
-        connection: link.into_fd(),
-    })
+    let domid = u16::try_from(answer.reply.value).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(Domain { domid: DomId(domid), connection: link.into_fd() })
 }
 
 /// A connection that acts as domain `domid`: for one [`Foreign`] or one [`Ports`].
@@ -149,17 +129,9 @@ pub struct Usage {
 /// `ESRCH` when there is nothing left of it.
 pub fn usage(dir: &Path, domid: DomId) -> io::Result<Usage> {
     let mut link = Link::new(dial(&host_path(dir))?)?;
-    let request = Request {
-        op: wire::USAGE,
-        domid: domid.0.into(),
-        value: 0,
-        flags: 0,
-    };
+    let request = Request { op: wire::USAGE, domid: domid.0.into(), value: 0, flags: 0 };
     let answer = link.call(&request, &[], &[], &mut [])?;
-    Ok(Usage {
-        active_grants: answer.reply.value,
-        ports: answer.reply.extra,
-    })
+    Ok(Usage { active_grants: answer.reply.value, ports: answer.reply.extra })
 }
 
 fn host_path(dir: &Path) -> PathBuf {
@@ -180,12 +152,7 @@ fn address(path: &Path) -> io::Result<SocketAddrUnix> {
 }
 
 fn socket() -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
 fn dial(path: &Path) -> io::Result<OwnedFd> {

@@ -37,11 +37,7 @@ impl Memory {
     pub fn new(fd: OwnedFd) -> io::Result<Memory> {
         let frames = frames::inspect(fd.as_fd())?;
         let table = frames::map_first(&fd, table_frames(frames), true)?;
-        Ok(Memory {
-            fd,
-            frames,
-            table: Table::new(table.pages(), frames),
-        })
+        Ok(Memory { fd, frames, table: Table::new(table.pages(), frames) })
     }
 }
 
@@ -134,14 +130,7 @@ impl Registry {
         }
         self.last = next;
         let memory = memory.map(Arc::new);
-        let domain = DomainState {
-            name,
-            alive: true,
-            memory,
-            pins: BTreeMap::new(),
-            mapped: 0,
-            ports: Vec::new(),
-        };
+        let domain = DomainState { name, alive: true, memory, pins: BTreeMap::new(), mapped: 0, ports: Vec::new() };
         self.domains.insert(DomId(next), domain);
         Ok(DomId(next))
     }
@@ -161,20 +150,13 @@ impl Registry {
 
     /// Forgets a domain that has ended and of which nothing is mapped any more.
     fn bury(&mut self, domid: DomId) {
-        if self
-            .domains
-            .get(&domid)
-            .is_some_and(|domain| !domain.alive && domain.pins.is_empty())
-        {
+        if self.domains.get(&domid).is_some_and(|domain| !domain.alive && domain.pins.is_empty()) {
             self.domains.remove(&domid);
         }
     }
 
     fn living(&mut self, domid: DomId) -> io::Result<&mut DomainState> {
-        self.domains
-            .get_mut(&domid)
-            .filter(|domain| domain.alive)
-            .ok_or_else(|| errno(libc::ESRCH))
+        self.domains.get_mut(&domid).filter(|domain| domain.alive).ok_or_else(|| errno(libc::ESRCH))
     }
 
     /// Active grants and open ports of a domain, alive or not.
@@ -186,11 +168,7 @@ impl Registry {
 
     /// The memory of a living domain: its descriptor and its size in pages.
     pub fn memory(&mut self, domid: DomId) -> io::Result<(BorrowedFd<'_>, u32)> {
-        let memory = self
-            .living(domid)?
-            .memory
-            .as_ref()
-            .ok_or_else(|| errno(libc::ENXIO))?;
+        let memory = self.living(domid)?.memory.as_ref().ok_or_else(|| errno(libc::ENXIO))?;
         Ok((memory.fd.as_fd(), memory.frames))
     }
 
@@ -225,12 +203,7 @@ impl Registry {
             }
         }
         self.living(by)?.mapped += refs.len();
-        Ok(Mapped {
-            owner,
-            by,
-            refs,
-            write,
-        })
+        Ok(Mapped { owner, by, refs, write })
     }
 
     /// Undoes one [`Registry::map`].
@@ -249,23 +222,10 @@ impl Registry {
     }
 
     /// Makes a port of `domid` that `peer` may bind to.
-    pub fn alloc_unbound(
-        &mut self,
-        domid: DomId,
-        peer: DomId,
-        owner: Owner,
-    ) -> io::Result<Ends<'_>> {
+    pub fn alloc_unbound(&mut self, domid: DomId, peer: DomId, owner: Owner) -> io::Result<Ends<'_>> {
         let eventfd = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let wires = Arc::new(Wires {
-            first: eventfd()?,
-            second: eventfd()?,
-        });
-        let channel = Channel {
-            wires,
-            first: true,
-            owner,
-            state: State::Unbound { peer },
-        };
+        let wires = Arc::new(Wires { first: eventfd()?, second: eventfd()? });
+        let channel = Channel { wires, first: true, owner, state: State::Unbound { peer } };
         self.living(domid)?.open(channel)
     }
 
@@ -273,38 +233,18 @@ impl Registry {
     ///
     /// # Errors
     /// `EINVAL` when `remote` is not for us.
-    pub fn bind(
-        &mut self,
-        domid: DomId,
-        peer: DomId,
-        remote: u32,
-        owner: Owner,
-    ) -> io::Result<Ends<'_>> {
-        let theirs = self
-            .living(peer)?
-            .channel(remote)
-            .ok_or_else(|| errno(libc::EINVAL))?;
+    pub fn bind(&mut self, domid: DomId, peer: DomId, remote: u32, owner: Owner) -> io::Result<Ends<'_>> {
+        let theirs = self.living(peer)?.channel(remote).ok_or_else(|| errno(libc::EINVAL))?;
         if !matches!(theirs.state, State::Unbound { peer } if peer == domid) {
             return Err(errno(libc::EINVAL));
         }
         let (wires, first) = (Arc::clone(&theirs.wires), !theirs.first);
         let state = State::Bound { peer, port: remote };
-        let port = self
-            .living(domid)?
-            .open(Channel {
-                wires,
-                first,
-                owner,
-                state,
-            })?
-            .port;
+        let port = self.living(domid)?.open(Channel { wires, first, owner, state })?.port;
         if let Some(theirs) = self.living(peer)?.channel(remote) {
             theirs.state = State::Bound { peer: domid, port };
         }
-        let channel = self
-            .living(domid)?
-            .channel(port)
-            .ok_or_else(|| errno(libc::EINVAL))?;
+        let channel = self.living(domid)?.channel(port).ok_or_else(|| errno(libc::EINVAL))?;
         let ends = channel.ends(port);
         // Pending once: whatever was sent before there was a port to receive it must not be missed.
         signal(ends.wait)?;
@@ -327,11 +267,8 @@ impl Registry {
         let Some(domain) = self.domains.get(&domid) else {
             return;
         };
-        let of_owner =
-            |channel: &Option<Channel>| channel.as_ref().is_some_and(|it| it.owner == owner);
-        let ports = (1..)
-            .zip(&domain.ports)
-            .filter(|(_, channel)| of_owner(channel));
+        let of_owner = |channel: &Option<Channel>| channel.as_ref().is_some_and(|it| it.owner == owner);
+        let ports = (1..).zip(&domain.ports).filter(|(_, channel)| of_owner(channel));
         let ports: Vec<u32> = ports.map(|(port, _)| port).collect();
         for port in ports {
             self.close(domid, port);
@@ -348,10 +285,7 @@ impl Registry {
             return;
         };
         if let State::Bound { peer, port } = channel.state
-            && let Some(theirs) = self
-                .domains
-                .get_mut(&peer)
-                .and_then(|domain| domain.channel(port))
+            && let Some(theirs) = self.domains.get_mut(&peer).and_then(|domain| domain.channel(port))
         {
             theirs.state = State::Unbound { peer: domid };
         }
@@ -372,13 +306,7 @@ fn signal(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 impl DomainState {
     /// Counts one more mapping of a grant, as `map_grant_ref` does.
-    fn pin(
-        &mut self,
-        table: &Table,
-        gref: GrantRef,
-        by: DomId,
-        write: bool,
-    ) -> Result<u32, GrantStatus> {
+    fn pin(&mut self, table: &Table, gref: GrantRef, by: DomId, write: bool) -> Result<u32, GrantStatus> {
         if let Some(pin) = self.pins.get_mut(&gref.0) {
             if pin.by != by {
                 return Err(GrantStatus::GENERAL_ERROR);
@@ -391,18 +319,8 @@ impl DomainState {
             return Ok(pin.frame);
         }
         table.pin(gref, by, write)?;
-        let frame = table
-            .frame(gref)
-            .inspect_err(|_| table.unpin(gref, true, true))?;
-        self.pins.insert(
-            gref.0,
-            Pin {
-                by,
-                frame,
-                readers: 1,
-                writers: u32::from(write),
-            },
-        );
+        let frame = table.frame(gref).inspect_err(|_| table.unpin(gref, true, true))?;
+        self.pins.insert(gref.0, Pin { by, frame, readers: 1, writers: u32::from(write) });
         Ok(frame)
     }
 
@@ -420,18 +338,12 @@ impl DomainState {
     }
 
     fn channel(&mut self, port: u32) -> Option<&mut Channel> {
-        index(port)
-            .and_then(|index| self.ports.get_mut(index))
-            .and_then(Option::as_mut)
+        index(port).and_then(|index| self.ports.get_mut(index)).and_then(Option::as_mut)
     }
 
     /// Puts a channel at the lowest free port.
     fn open(&mut self, channel: Channel) -> io::Result<Ends<'_>> {
-        let free = self
-            .ports
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.ports.len());
+        let free = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
         let port = free as u32 + 1;
         if port > MAX_PORTS {
             return Err(errno(libc::ENOSPC));
@@ -449,10 +361,6 @@ impl Channel {
             true => (&self.wires.first, &self.wires.second),
             false => (&self.wires.second, &self.wires.first),
         };
-        Ends {
-            port,
-            wait: wait.as_fd(),
-            notify: notify.as_fd(),
-        }
+        Ends { port, wait: wait.as_fd(), notify: notify.as_fd() }
     }
 }

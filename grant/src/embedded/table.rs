@@ -6,9 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::xen::abi::{
-    GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK, GTF_WRITING, GrantEntryV1,
-};
+use crate::xen::abi::{GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_TYPE_MASK, GTF_WRITING, GrantEntryV1};
 use crate::{DomId, GrantRef, GrantStatus, PAGE_SIZE, Pages};
 
 /// Entries in a page of the table.
@@ -43,11 +41,7 @@ impl Table {
     /// `pages` holds the first pages of a memory of `frames` pages.
     pub fn new(pages: Pages, frames: u32) -> Table {
         let entries = (pages.len() / size_of::<GrantEntryV1>()) as u32;
-        Table {
-            pages,
-            entries,
-            frames,
-        }
+        Table { pages, entries, frames }
     }
 
     /// Number of entries.
@@ -62,28 +56,20 @@ impl Table {
     /// The guest's side: makes the entry valid.
     pub fn permit(&self, gref: GrantRef, peer: DomId, frame: u32, readonly: bool) {
         let flags = GTF_PERMIT_ACCESS | if readonly { GTF_READONLY } else { 0 };
-        self.pages
-            .atomic32(Table::at(gref) + 4)
-            .store(frame, Ordering::Relaxed);
-        self.pages
-            .atomic32(Table::at(gref))
-            .store(word(flags, peer), Ordering::Release);
+        self.pages.atomic32(Table::at(gref) + 4).store(frame, Ordering::Relaxed);
+        self.pages.atomic32(Table::at(gref)).store(word(flags, peer), Ordering::Release);
     }
 
     /// The guest's side: makes the entry invalid unless somebody has it mapped; returns the word it held.
     pub fn withdraw(&self, gref: GrantRef) -> Option<u32> {
         let entry = self.pages.atomic32(Table::at(gref));
         let unused = |word| (flags(word) & (GTF_READING | GTF_WRITING) == 0).then_some(0);
-        entry
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, unused)
-            .ok()
+        entry.fetch_update(Ordering::AcqRel, Ordering::Acquire, unused).ok()
     }
 
     /// The guest's side: undoes [`Table::withdraw`].
     pub fn restore(&self, gref: GrantRef, word: u32) {
-        self.pages
-            .atomic32(Table::at(gref))
-            .store(word, Ordering::Release);
+        self.pages.atomic32(Table::at(gref)).store(word, Ordering::Release);
     }
 
     /// May `by` use this entry so? Returns its frame, with the statuses that Xen gives.
@@ -123,33 +109,19 @@ impl Table {
         if reading {
             marks |= GTF_READING;
         }
-        self.pages
-            .atomic32(Table::at(gref))
-            .fetch_and(!u32::from(marks), Ordering::Release);
+        self.pages.atomic32(Table::at(gref)).fetch_and(!u32::from(marks), Ordering::Release);
     }
 
     fn allows(&self, word: u32, by: DomId, write: bool) -> Result<(), GrantStatus> {
-        let granted =
-            flags(word) & GTF_TYPE_MASK == GTF_PERMIT_ACCESS && word >> 16 == u32::from(by.0);
-        if granted && !(write && flags(word) & GTF_READONLY != 0) {
-            Ok(())
-        } else {
-            Err(GrantStatus::GENERAL_ERROR)
-        }
+        let granted = flags(word) & GTF_TYPE_MASK == GTF_PERMIT_ACCESS && word >> 16 == u32::from(by.0);
+        if granted && !(write && flags(word) & GTF_READONLY != 0) { Ok(()) } else { Err(GrantStatus::GENERAL_ERROR) }
     }
 
     /// The entry's frame, if it is one that may be granted: the table itself belongs to the hypervisor. To be read
     /// after the entry was found valid; `gref` is inside of the table.
     pub fn frame(&self, gref: GrantRef) -> Result<u32, GrantStatus> {
-        let frame = self
-            .pages
-            .atomic32(Table::at(gref) + 4)
-            .load(Ordering::Acquire);
+        let frame = self.pages.atomic32(Table::at(gref) + 4).load(Ordering::Acquire);
         let grantable = table_frames(self.frames)..self.frames;
-        if grantable.contains(&frame) {
-            Ok(frame)
-        } else {
-            Err(GrantStatus::GENERAL_ERROR)
-        }
+        if grantable.contains(&frame) { Ok(frame) } else { Err(GrantStatus::GENERAL_ERROR) }
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::cmsg_space;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -111,19 +111,11 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
             }
         }
     }
-    if surplus
-        || message
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
+    if surplus || message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Ok(Received::Malformed);
     }
     // Both ends always send a header, so an empty message is as good as none.
-    Ok(if message.bytes == 0 {
-        Received::Closed
-    } else {
-        Received::Message(message.bytes, fds)
-    })
+    Ok(if message.bytes == 0 { Received::Closed } else { Received::Message(message.bytes, fds) })
 }
 
 /// Sends one message of several parts, whole or not at all.
@@ -169,10 +161,7 @@ impl Link {
     pub fn new(socket: OwnedFd) -> io::Result<Link> {
         set_socket_timeout(&socket, Timeout::Recv, Some(Link::PATIENCE))?;
         set_socket_timeout(&socket, Timeout::Send, Some(Link::PATIENCE))?;
-        Ok(Link {
-            socket,
-            broken: false,
-        })
+        Ok(Link { socket, broken: false })
     }
 
     pub fn into_fd(self) -> OwnedFd {
@@ -194,13 +183,7 @@ impl Link {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         self.broken = true;
-        send(
-            self.socket.as_fd(),
-            request.as_bytes(),
-            body,
-            fds,
-            SendFlags::empty(),
-        )?;
+        send(self.socket.as_fd(), request.as_bytes(), body, fds, SendFlags::empty())?;
         let mut buffer = [0; MAX_MESSAGE];
         let (len, fds) = match receive(self.socket.as_fd(), &mut buffer)? {
             Received::Message(len, fds) => (len, fds),

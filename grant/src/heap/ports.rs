@@ -23,23 +23,14 @@ impl Heap {
     /// Event channels of `us`.
     pub fn ports(&self, us: DomId) -> io::Result<HeapPorts> {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(HeapPorts {
-            heap: self.clone(),
-            us,
-            wake: Arc::new(wake),
-            ports: Vec::new(),
-        })
+        Ok(HeapPorts { heap: self.clone(), us, wake: Arc::new(wake), ports: Vec::new() })
     }
 }
 
 impl State {
     /// Forgets a port; the other end waits for whoever binds next.
     fn close(&mut self, us: DomId, port: Port) {
-        if let Some(Channel {
-            peer,
-            remote: Some(remote),
-            ..
-        }) = self.channels.remove(&(us, port))
+        if let Some(Channel { peer, remote: Some(remote), .. }) = self.channels.remove(&(us, port))
             && let Some(theirs) = self.channels.get_mut(&(peer, remote))
         {
             theirs.remote = None;
@@ -75,17 +66,8 @@ impl Channel {
 impl HeapPorts {
     fn open(&mut self, state: &mut State, peer: DomId, remote: Option<Port>) -> Port {
         let free = |port: &Port| !state.channels.contains_key(&(self.us, *port));
-        let port = (1..)
-            .map(Port)
-            .find(free)
-            .expect("fewer channels than numbers");
-        let channel = Channel {
-            peer,
-            remote,
-            pending: false,
-            masked: false,
-            wake: Arc::clone(&self.wake),
-        };
+        let port = (1..).map(Port).find(free).expect("fewer channels than numbers");
+        let channel = Channel { peer, remote, pending: false, masked: false, wake: Arc::clone(&self.wake) };
         state.channels.insert((self.us, port), channel);
         self.ports.push(port);
         port
@@ -128,11 +110,7 @@ impl EventChannel for HeapPorts {
     fn notify(&mut self, port: Port) -> io::Result<()> {
         let mut state = self.heap.state();
         match state.channels.get(&(self.us, port)) {
-            Some(Channel {
-                peer,
-                remote: Some(remote),
-                ..
-            }) => {
+            Some(Channel { peer, remote: Some(remote), .. }) => {
                 let to = (*peer, *remote);
                 match state.channels.get_mut(&to) {
                     Some(theirs) => {
@@ -206,10 +184,7 @@ mod tests {
     #[test]
     fn ports_are_masked_until_unmasked() {
         let heap = Heap::new(1);
-        let (mut ours, mut theirs) = (
-            heap.ports(GUEST).expect("ports"),
-            heap.ports(VM).expect("ports"),
-        );
+        let (mut ours, mut theirs) = (heap.ports(GUEST).expect("ports"), heap.ports(VM).expect("ports"));
         let pending = |ports: &mut HeapPorts| {
             let mut found = Vec::new();
             ports.pending(&mut found).expect("asked");

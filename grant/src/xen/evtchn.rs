@@ -37,27 +37,18 @@ impl Evtchn {
     /// # Errors
     /// `EACCES` when it is restricted already, `EINVAL` for dom0: the kernel restricts to nothing but guests.
     pub fn restrict(&self, peer: DomId) -> io::Result<()> {
-        super::ioctl(
-            self.fd.as_fd(),
-            &mut abi::EvtchnRestrictDomid { domid: peer.0 },
-        )
-        .map(drop)
+        super::ioctl(self.fd.as_fd(), &mut abi::EvtchnRestrictDomid { domid: peer.0 }).map(drop)
     }
 }
 
 impl EventChannel for Evtchn {
     fn bind(&mut self, peer: DomId, remote: Port) -> io::Result<Port> {
-        let mut argument = abi::EvtchnBindInterdomain {
-            remote_domain: peer.0.into(),
-            remote_port: remote.0,
-        };
+        let mut argument = abi::EvtchnBindInterdomain { remote_domain: peer.0.into(), remote_port: remote.0 };
         super::ioctl(self.fd.as_fd(), &mut argument).map(Port)
     }
 
     fn alloc_unbound(&mut self, peer: DomId) -> io::Result<Port> {
-        let mut argument = abi::EvtchnBindUnboundPort {
-            remote_domain: peer.0.into(),
-        };
+        let mut argument = abi::EvtchnBindUnboundPort { remote_domain: peer.0.into() };
         super::ioctl(self.fd.as_fd(), &mut argument).map(Port)
     }
 
@@ -81,11 +72,7 @@ impl EventChannel for Evtchn {
                 Err(error) => return Err(error.into()),
             }
         };
-        ports.extend(
-            read[..bytes / size_of::<u32>()]
-                .iter()
-                .map(|&port| Port(port)),
-        );
+        ports.extend(read[..bytes / size_of::<u32>()].iter().map(|&port| Port(port)));
         Ok(())
     }
 

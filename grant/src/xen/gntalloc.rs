@@ -34,17 +34,8 @@ impl Gntalloc {
 
     /// Uses an open descriptor.
     pub fn new(fd: OwnedFd) -> Gntalloc {
-        let argument = GntallocAllocGref {
-            domid: 0,
-            flags: 0,
-            count: 0,
-            index: 0,
-            gref_ids: [0; MAX_MAP],
-        };
-        Gntalloc {
-            fd: Arc::new(fd),
-            argument: Box::new(argument),
-        }
+        let argument = GntallocAllocGref { domid: 0, flags: 0, count: 0, index: 0, gref_ids: [0; MAX_MAP] };
+        Gntalloc { fd: Arc::new(fd), argument: Box::new(argument) }
     }
 }
 
@@ -55,22 +46,14 @@ impl GrantAccess for Gntalloc {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.argument.domid = peer.0;
-        self.argument.flags = if access == Access::ReadWrite {
-            abi::GNTALLOC_FLAG_WRITABLE
-        } else {
-            0
-        };
+        self.argument.flags = if access == Access::ReadWrite { abi::GNTALLOC_FLAG_WRITABLE } else { 0 };
         self.argument.count = count as u32;
         // SAFETY: the buffer has room for MAX_MAP references and the kernel writes `count` (at most that) of them.
         unsafe {
             let argument = std::ptr::from_mut(&mut *self.argument).cast();
             super::ioctl_raw(self.fd.as_fd(), abi::GNTALLOC_ALLOC_GREF, argument)?;
         }
-        let mut dealloc = Dealloc {
-            fd: Arc::clone(&self.fd),
-            index: self.argument.index,
-            count: count as u32,
-        };
+        let mut dealloc = Dealloc { fd: Arc::clone(&self.fd), index: self.argument.index, count: count as u32 };
         let len = count * crate::PAGE_SIZE;
         let address = match super::map_device(self.fd.as_fd(), dealloc.index, len, true) {
             Ok(address) => address,
@@ -81,13 +64,10 @@ impl GrantAccess for Gntalloc {
                 return Err(error);
             }
         };
-        let refs = self.argument.gref_ids[..count]
-            .iter()
-            .map(|&gref| GrantRef(gref))
-            .collect();
+        let refs = self.argument.gref_ids[..count].iter().map(|&gref| GrantRef(gref)).collect();
         // SAFETY: `len` bytes were just mapped at `address`, nobody else in this process knows them, and only
         // `dealloc` takes them away.
-        let memory = unsafe { SharedMemory::new(address, len, Box::new(dealloc)) };
+        let memory = unsafe { SharedMemory::new(address, len, Access::ReadWrite, Box::new(dealloc)) };
         Ok(Granted { refs, memory })
     }
 
@@ -117,10 +97,7 @@ struct Dealloc {
 impl Dealloc {
     /// Ends the grants; pages that are still mapped somewhere are freed by the kernel later.
     fn forget(&mut self) -> io::Result<()> {
-        let mut argument = GntallocDeallocGref {
-            index: self.index,
-            count: self.count,
-        };
+        let mut argument = GntallocDeallocGref { index: self.index, count: self.count };
         super::ioctl(self.fd.as_fd(), &mut argument).map(drop)
     }
 }

@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::abi::{self, GntdevCopySide, GntdevForeign, GntdevGrantCopySegment, GntdevGrantRef};
 use crate::pages::Release;
 use crate::{
-    Access, CopyDirection, CopySegment, DomId, GrantCounts, GrantRef, GrantStatus, Grants, MAX_MAP,
-    Pages, SharedMemory,
+    Access, CopyDirection, CopySegment, DomId, GrantCounts, GrantRef, GrantStatus, Grants, MAX_MAP, Pages, SharedMemory,
 };
 
 /// Segments one ioctl carries; longer batches take several. The kernel turns them into hypercalls of 16.
@@ -51,11 +50,7 @@ impl Gntdev {
     pub fn new(fd: OwnedFd, peer: DomId) -> Gntdev {
         let unmapped = || AtomicU64::new(0);
         Gntdev {
-            device: Arc::new(Device {
-                fd,
-                unmap_calls: unmapped(),
-                pages_unmapped: unmapped(),
-            }),
+            device: Arc::new(Device { fd, unmap_calls: unmapped(), pages_unmapped: unmapped() }),
             peer,
             map: Box::new(abi::GntdevMapGrantRef {
                 count: 0,
@@ -78,27 +73,15 @@ impl Gntdev {
         let address = local
             .address(segment.local, usize::from(segment.len))
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let ours = GntdevCopySide {
-            virt: address.as_ptr().cast(),
-        };
-        let foreign = GntdevForeign {
-            gref: segment.gref.0,
-            offset: segment.offset,
-            domid: self.peer.0,
-        };
+        let ours = GntdevCopySide { virt: address.as_ptr().cast() };
+        let foreign = GntdevForeign { gref: segment.gref.0, offset: segment.offset, domid: self.peer.0 };
         let theirs = GntdevCopySide { foreign };
         let (source, dest, flags) = match direction {
             CopyDirection::FromPeer => (theirs, ours, abi::GNTCOPY_SOURCE_GREF),
             CopyDirection::ToPeer => (ours, theirs, abi::GNTCOPY_DEST_GREF),
         };
         let status = GrantStatus::GENERAL_ERROR.0;
-        Ok(GntdevGrantCopySegment {
-            source,
-            dest,
-            len: segment.len,
-            flags,
-            status,
-        })
+        Ok(GntdevGrantCopySegment { source, dest, len: segment.len, flags, status })
     }
 }
 
@@ -110,10 +93,7 @@ impl Grants for Gntdev {
         let domid = u32::from(self.peer.0);
         self.map.count = refs.len() as u32;
         for (slot, gref) in self.map.refs.iter_mut().zip(refs) {
-            *slot = GntdevGrantRef {
-                domid,
-                gref: gref.0,
-            };
+            *slot = GntdevGrantRef { domid, gref: gref.0 };
         }
         self.counts.map_calls += 1;
         // SAFETY: the buffer holds MAX_MAP references and `count` (at most that) of them are filled in; the kernel
@@ -122,11 +102,7 @@ impl Grants for Gntdev {
             let argument = std::ptr::from_mut(&mut *self.map).cast();
             super::ioctl_raw(self.device.fd.as_fd(), abi::GNTDEV_MAP_GRANT_REF, argument)?;
         }
-        let mut unmap = Unmap {
-            device: Arc::clone(&self.device),
-            index: self.map.index,
-            count: self.map.count,
-        };
+        let mut unmap = Unmap { device: Arc::clone(&self.device), index: self.map.index, count: self.map.count };
         let len = refs.len() * crate::PAGE_SIZE;
         let writable = access == Access::ReadWrite;
         let address = match super::map_device(self.device.fd.as_fd(), unmap.index, len, writable) {
@@ -141,15 +117,10 @@ impl Grants for Gntdev {
         };
         self.counts.pages_mapped += refs.len() as u64;
         // SAFETY: `len` bytes were just mapped at `address`, nobody else knows them, and only `unmap` takes them away.
-        Ok(unsafe { SharedMemory::new(address, len, Box::new(unmap)) })
+        Ok(unsafe { SharedMemory::new(address, len, access, Box::new(unmap)) })
     }
 
-    fn copy(
-        &mut self,
-        direction: CopyDirection,
-        local: &Pages,
-        segments: &mut [CopySegment],
-    ) -> io::Result<()> {
+    fn copy(&mut self, direction: CopyDirection, local: &Pages, segments: &mut [CopySegment]) -> io::Result<()> {
         crate::check_copy(local, segments)?;
         for batch in segments.chunks_mut(COPY_BATCH) {
             self.copy.clear();
@@ -159,10 +130,7 @@ impl Grants for Gntdev {
             }
             self.counts.copy_calls += 1;
             self.counts.segments_copied += batch.len() as u64;
-            let mut argument = abi::GntdevGrantCopy {
-                count: batch.len() as u32,
-                segments: self.copy.as_mut_ptr(),
-            };
+            let mut argument = abi::GntdevGrantCopy { count: batch.len() as u32, segments: self.copy.as_mut_ptr() };
             // SAFETY: `segments` points to `count` segments of ours; each names local memory that `local` keeps mapped
             // and that is only ever touched by raw copies, so the kernel may write it.
             unsafe {
@@ -195,11 +163,7 @@ struct Unmap {
 impl Unmap {
     /// Takes the references off the descriptor's list.
     fn forget(&mut self) -> io::Result<()> {
-        let mut argument = abi::GntdevUnmapGrantRef {
-            index: self.index,
-            count: self.count,
-            pad: 0,
-        };
+        let mut argument = abi::GntdevUnmapGrantRef { index: self.index, count: self.count, pad: 0 };
         super::ioctl(self.device.fd.as_fd(), &mut argument).map(drop)
     }
 }
@@ -207,9 +171,7 @@ impl Unmap {
 impl Release for Unmap {
     fn release(&mut self, address: NonNull<u8>, len: usize) -> io::Result<()> {
         self.device.unmap_calls.fetch_add(1, Ordering::Relaxed);
-        self.device
-            .pages_unmapped
-            .fetch_add(u64::from(self.count), Ordering::Relaxed);
+        self.device.pages_unmapped.fetch_add(u64::from(self.count), Ordering::Relaxed);
         // SAFETY: the range came from map_device, and the owner of the mapping calls this last.
         let unmapped = unsafe { super::unmap_device(address, len) };
         // The references go even if munmap failed: the kernel holds the pages until their last area is gone.

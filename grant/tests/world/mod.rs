@@ -51,12 +51,7 @@ impl World {
         let (sender, lives) = channel();
         let host = Host::new(dir.path(), Report(sender)).expect("a host");
         let stop = host.stopper();
-        World {
-            dir,
-            stop,
-            host: Some(std::thread::spawn(move || host.run())),
-            lives,
-        }
+        World { dir, stop, host: Some(std::thread::spawn(move || host.run())), lives }
     }
 
     pub fn dir(&self) -> &Path {
@@ -102,9 +97,7 @@ impl Drop for World {
     fn drop(&mut self) {
         self.stop.stop();
         if let Some(host) = self.host.take() {
-            host.join()
-                .expect("the host did not panic")
-                .expect("the host ended well");
+            host.join().expect("the host did not panic").expect("the host ended well");
         }
     }
 }
@@ -112,7 +105,5 @@ impl Drop for World {
 /// The errno of a call that has to fail.
 pub fn errno<T>(result: io::Result<T>) -> i32 {
     let error = result.err().expect("should have failed");
-    error
-        .raw_os_error()
-        .unwrap_or_else(|| panic!("no errno in {error:?}"))
+    error.raw_os_error().unwrap_or_else(|| panic!("no errno in {error:?}"))
 }

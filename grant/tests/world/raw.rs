@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use grant::embedded::{self, GuestMemory};
 use grant::{Access, GrantAccess, Grants, PAGE_SIZE};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use super::World;
@@ -36,12 +36,7 @@ pub fn send(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> rustix:
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
-    rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(message)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )
+    rustix::net::sendmsg(socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)
 }
 
 pub fn receive(socket: &OwnedFd) -> Answer {
@@ -68,13 +63,8 @@ pub fn ask(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> Answer {
 
 pub fn control(world: &World) -> OwnedFd {
     let address = SocketAddrUnix::new(world.dir().join("host")).expect("a short path");
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .expect("a socket");
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .expect("a socket");
     rustix::net::connect(&socket, &address).expect("connected");
     socket
 }
@@ -85,14 +75,8 @@ pub fn alive(world: &World) {
     let name = format!("witness{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let mut memory = GuestMemory::new(16 * PAGE_SIZE as u64).expect("memory");
     let guest = embedded::register(world.dir(), &name, Some(&memory)).expect("registered");
-    let granted = memory
-        .grant(guest.domid, 1, Access::ReadWrite)
-        .expect("granted");
+    let granted = memory.grant(guest.domid, 1, Access::ReadWrite).expect("granted");
     let mut foreign = world.foreign(guest.domid, guest.domid);
-    drop(
-        foreign
-            .map(&granted.refs, Access::ReadWrite)
-            .expect("mapped"),
-    );
+    drop(foreign.map(&granted.refs, Access::ReadWrite).expect("mapped"));
     memory.end(granted).expect("not mapped");
 }
