@@ -18,7 +18,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -213,33 +213,23 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], one line.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Config::parse(&text).map_err(|wrong| {
             let before = text.as_bytes().get(..wrong.at).unwrap_or_default();
             let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
-            ConfigError::Wrong {
-                path: path.to_owned(),
-                line,
-                why: wrong.why,
-            }
+            ConfigError::Wrong { path: path.to_owned(), line, why: wrong.why }
         })
     }
 
     fn parse(text: &str) -> Result<Config, Wrong> {
         let file: File = toml::from_str(text).map_err(|error| {
             let why = error.message().replace('\n', ", ");
-            Wrong {
-                at: error.span().map_or(0, |span| span.start),
-                why,
-            }
+            Wrong { at: error.span().map_or(0, |span| span.start), why }
         })?;
         let at = file.vm.span();
         let vm = file.vm.into_inner();
-        check_name(&vm.name, "._-")
-            .map_err(|why| wrong(at, format!("[vm] name {:?}: {why}", vm.name)))?;
+        check_name(&vm.name, "._-").map_err(|why| wrong(at, format!("[vm] name {:?}: {why}", vm.name)))?;
         if file.volume.len() > MAX_VOLUMES {
             return Err(wrong(0..0, format!("more than {MAX_VOLUMES} volumes")));
         }
@@ -248,10 +238,7 @@ impl Config {
         for table in file.volume {
             let volume = volume(table)?;
             if !names.insert(volume.1.name.clone()) {
-                let why = format!(
-                    "a second volume named \"{}\"; names are unique in a VM",
-                    volume.1.name
-                );
+                let why = format!("a second volume named \"{}\"; names are unique in a VM", volume.1.name);
                 return Err(wrong(volume.0, why));
             }
             volumes.push(volume.1);
@@ -265,11 +252,7 @@ impl Config {
                 backend
             }
         };
-        Ok(Config {
-            vm,
-            volumes,
-            backend,
-        })
+        Ok(Config { vm, volumes, backend })
     }
 
     /// The volume of that name.
@@ -297,10 +280,7 @@ fn check_name(name: &str, others: &str) -> Result<(), String> {
         return Ok(());
     }
     let others: Vec<String> = others.chars().map(|c| format!("'{c}'")).collect();
-    Err(format!(
-        "a name is 1 to 64 letters, digits, {} and starts with a letter or digit",
-        others.join(" or ")
-    ))
+    Err(format!("a name is 1 to 64 letters, digits, {} and starts with a letter or digit", others.join(" or ")))
 }
 
 fn volume(table: Spanned<VolumeTable>) -> Result<(Range<usize>, Volume), Wrong> {
@@ -320,31 +300,21 @@ fn volume(table: Spanned<VolumeTable>) -> Result<(Range<usize>, Volume), Wrong> 
             return fail(table_at, "its path is empty".into());
         }
         (DiskKind::Raw, Some(_), Some(size)) => {
-            return fail(
-                size.span(),
-                "size is for kind = \"null\"; a raw volume is as large as its file".into(),
-            );
+            return fail(size.span(), "size is for kind = \"null\"; a raw volume is as large as its file".into());
         }
         (DiskKind::Raw, Some(_), None) => {}
         (DiskKind::Null, Some(_), _) => {
             return fail(table_at, "kind = \"null\" takes no path".into());
         }
         (DiskKind::Null, None, None) => {
-            return fail(
-                table_at,
-                "kind = \"null\" needs a size, such as \"1GiB\"".into(),
-            );
+            return fail(table_at, "kind = \"null\" needs a size, such as \"1GiB\"".into());
         }
         (DiskKind::Null, None, Some(given)) => {
             let at = given.span();
             size = match bytes(&given.into_inner()) {
                 Some(size) if size > 0 && size.is_multiple_of(512) && size <= 1 << 60 => size,
                 _ => {
-                    return fail(
-                        at,
-                        "size must be a multiple of 512 bytes, such as \"1GiB\" or 1073741824"
-                            .into(),
-                    );
+                    return fail(at, "size must be a multiple of 512 bytes, such as \"1GiB\" or 1073741824".into());
                 }
             };
         }
@@ -354,10 +324,7 @@ fn volume(table: Spanned<VolumeTable>) -> Result<(Range<usize>, Volume), Wrong> 
         Some(fault) => {
             let at = fault.span();
             let fault = fault.into_inner();
-            if fault
-                .shorten
-                .is_some_and(|bytes| bytes == 0 || bytes % 512 != 0)
-            {
+            if fault.shorten.is_some_and(|bytes| bytes == 0 || bytes % 512 != 0) {
                 return fail(at, "fault.shorten must be a multiple of 512".into());
             }
             if fault.delay_ms > 600_000 {
@@ -383,9 +350,7 @@ fn bytes(size: &Size) -> Option<u64> {
         Size::Bytes(bytes) => return Some(*bytes),
         Size::Text(text) => text.trim(),
     };
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;
     let shift = match text[digits..].trim() {
         "" | "B" => 0,
@@ -399,38 +364,17 @@ fn bytes(size: &Size) -> Option<u64> {
 }
 
 fn check_backend(backend: &Backend) -> Result<(), String> {
-    let within = |key: &str, value: u64, allowed: &[Range<u64>], text: &str| {
-        if allowed.iter().any(|range| range.contains(&value)) {
-            Ok(())
-        } else {
-            Err(format!("{key} = {value}: {text}"))
-        }
+    let within = |key: &str, value: u64, allowed: RangeInclusive<u64>, text: &str| match allowed.contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{key} = {value}: {text}")),
     };
-    within(
-        "max-ring-order",
-        backend.max_ring_order.into(),
-        &[0..5],
-        "0 to 4 (16 pages)",
-    )?;
-    within(
-        "max-indirect",
-        backend.max_indirect.into(),
-        &[0..1, 11..257],
-        "0 (off) or 11 to 256 segments",
-    )?;
-    within("queues", backend.queues.into(), &[1..17], "1 to 16")?;
-    within(
-        "initwait-dwell-ms",
-        backend.initwait_dwell_ms,
-        &[0..8001],
-        "0 to 8000; a toolstack waits 10 s in all",
-    )?;
-    within(
-        "threads",
-        backend.threads as u64,
-        &[0..MAX_THREADS as u64 + 1],
-        "0 (one per CPU, at most 4) to 16",
-    )
+    within("max-ring-order", backend.max_ring_order.into(), 0..=4, "0 to 4 (16 pages)")?;
+    if backend.max_indirect != 0 {
+        within("max-indirect", backend.max_indirect.into(), 11..=256, "0 (off) or 11 to 256 segments")?;
+    }
+    within("queues", backend.queues.into(), 1..=16, "1 to 16")?;
+    within("initwait-dwell-ms", backend.initwait_dwell_ms, 0..=8000, "0 to 8000; a toolstack waits 10 s in all")?;
+    within("threads", backend.threads as u64, 0..=MAX_THREADS as u64, "0 (one per CPU, at most 4) to 16")
 }
 
 impl fmt::Display for Volume {
@@ -458,8 +402,7 @@ mod tests {
 
     #[test]
     fn the_least_there_is() {
-        let config =
-            Config::parse("[vm]\nname='acme'\n[[volume]]\nname='db'\npath='/x'\n").unwrap();
+        let config = Config::parse("[vm]\nname='acme'\n[[volume]]\nname='db'\npath='/x'\n").unwrap();
         assert_eq!(config.vm.name, "acme");
         let volume = config.volume("db").unwrap();
         assert!(volume.direct && !volume.read_only && volume.kind == DiskKind::Raw);
@@ -512,9 +455,7 @@ mod tests {
         assert!(text.starts_with("5: unknown field `file`"), "{text}");
         let text = fails("[vm]\nname = 'acme'\n[[volumes]]\n");
         assert!(text.starts_with("3: unknown field `volumes`"), "{text}");
-        let text = fails(
-            "[vm]\nname = 'acme'\n[[volume]]\nname = 'db'\npath = '/x'\n[volume.fault]\nflop = 1\n",
-        );
+        let text = fails("[vm]\nname = 'acme'\n[[volume]]\nname = 'db'\npath = '/x'\n[volume.fault]\nflop = 1\n");
         assert!(text.starts_with("7: unknown field `flop`"), "{text}");
     }
 
@@ -526,47 +467,17 @@ mod tests {
             ("[vm]\n", "1: missing field `name`"),
             ("[vm]\nname = 'a b'\n", "1: [vm] name \"a b\""),
             ("[vm]\nname = ''\n", "1: [vm] name \"\""),
-            (&format!("{head}"), "3: volume \"db\": it has no path"),
-            (
-                &format!("{head}path = '/x'\n[[volume]]\nname = 'db'\npath = '/y'\n"),
-                "7: a second volume named \"db\"",
-            ),
-            (
-                &format!("{head}path = '/x'\nmode = 'w'\n"),
-                "6: unknown variant `w`, expected `rw` or `ro`",
-            ),
-            (
-                &format!("{head}path = '/x'\nsize = 512\n"),
-                "6: volume \"db\": size is for",
-            ),
-            (
-                &format!("{head}kind = 'null'\n"),
-                "3: volume \"db\": kind = \"null\" needs a size",
-            ),
-            (
-                &format!("{head}kind = 'null'\nsize = '1000'\n"),
-                "6: volume \"db\": size must be",
-            ),
-            (
-                &format!("{head}kind = 'null'\nsize = '99999999999TiB'\n"),
-                "6: volume \"db\": size must be",
-            ),
-            (
-                "[vm]\nname = 'acme'\n[[volume]]\nname = 'a/b'\npath = '/x'\n",
-                "4: volume name \"a/b\"",
-            ),
-            (
-                "[vm]\nname = 'acme'\n[backend]\nqueues = 17\n",
-                "3: [backend] queues = 17: 1 to 16",
-            ),
-            (
-                "[vm]\nname = 'acme'\n[backend]\nmax-indirect = 5\n",
-                "3: [backend] max-indirect = 5",
-            ),
-            (
-                "[vm]\nname = 'acme'\n[backend]\nmax-ring-order = -1\n",
-                "4: ",
-            ),
+            (head, "3: volume \"db\": it has no path"),
+            (&format!("{head}path = '/x'\n[[volume]]\nname = 'db'\npath = '/y'\n"), "7: a second volume named \"db\""),
+            (&format!("{head}path = '/x'\nmode = 'w'\n"), "6: unknown variant `w`, expected `rw` or `ro`"),
+            (&format!("{head}path = '/x'\nsize = 512\n"), "6: volume \"db\": size is for"),
+            (&format!("{head}kind = 'null'\n"), "3: volume \"db\": kind = \"null\" needs a size"),
+            (&format!("{head}kind = 'null'\nsize = '1000'\n"), "6: volume \"db\": size must be"),
+            (&format!("{head}kind = 'null'\nsize = '99999999999TiB'\n"), "6: volume \"db\": size must be"),
+            ("[vm]\nname = 'acme'\n[[volume]]\nname = 'a/b'\npath = '/x'\n", "4: volume name \"a/b\""),
+            ("[vm]\nname = 'acme'\n[backend]\nqueues = 17\n", "3: [backend] queues = 17: 1 to 16"),
+            ("[vm]\nname = 'acme'\n[backend]\nmax-indirect = 5\n", "3: [backend] max-indirect = 5"),
+            ("[vm]\nname = 'acme'\n[backend]\nmax-ring-order = -1\n", "4: "),
         ] {
             let said = fails(text);
             assert!(said.starts_with(says), "{text}\n{said}");

@@ -3,11 +3,15 @@
 
 pub mod cli;
 pub mod config;
+pub mod host;
 pub mod image;
 pub mod init;
 pub mod keeper;
 pub mod message;
+pub mod publish;
+pub mod store;
 pub mod supervisor;
+pub mod toolstack;
 pub mod vdev;
 pub mod worker;
 pub mod world;

@@ -2,9 +2,19 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, Subcommand};
-use unikernel::cli::image::{self, ImageArgs};
+use unikernel::cli::attach::AttachArgs;
+use unikernel::cli::daemon::SupervisorArgs;
+use unikernel::cli::detach::DetachArgs;
+use unikernel::cli::host::HostArgs;
+use unikernel::cli::image::ImageArgs;
+use unikernel::cli::serve::ServeArgs;
+use unikernel::cli::status::StatusArgs;
+use unikernel::cli::{Failure, attach, daemon, detach, host, image, serve, status};
 
 /// Virtual machines that serve disks and networks to other virtual machines
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something named or needed is not there, 4 not Connected (or not
+/// gone) in time, 5 busy.
 #[derive(Parser)]
 #[command(name = "windsor", version)]
 struct Arguments {
@@ -14,18 +24,40 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Embedded host: stands in for Xen and xenstored on any Linux
+    Host(HostArgs),
+    /// The daemon of a service VM
+    Serve(ServeArgs),
+    /// Give a guest a volume and wait until its disk is Connected
+    Attach(AttachArgs),
+    /// Take a disk away from a guest and wait until it is gone
+    Detach(DetachArgs),
+    /// Every service VM, volume and disk: both xenbus states, why not connected, counters
+    Status(StatusArgs),
     /// Images of service VMs
     Image(ImageArgs),
+    /// Started by `serve` and by PID 1
+    #[command(hide = true)]
+    Supervisor(SupervisorArgs),
+    /// Started by the supervisor, one for each guest
+    #[command(hide = true)]
+    Worker,
 }
 
 fn main() {
     if let Some(code) = unikernel::init::enter() {
         std::process::exit(code);
     }
-    let Command::Image(args) = Arguments::parse().command;
-    let code = image::run(args).unwrap_or_else(|error| {
-        eprintln!("windsor: {error}");
-        error.exit_code()
-    });
-    std::process::exit(code);
+    let done = |()| 0;
+    let ended = match Arguments::parse().command {
+        Command::Host(args) => host::run(&args).map(done),
+        Command::Serve(args) => serve::run(&args),
+        Command::Attach(args) => attach::run(&args).map(done),
+        Command::Detach(args) => detach::run(&args).map(done),
+        Command::Status(args) => status::run(&args).map(done),
+        Command::Image(args) => image::run(args).map_err(|error| Failure::new(error.exit_code(), error)),
+        Command::Supervisor(args) => daemon::run_supervisor(&args).map(done),
+        Command::Worker => daemon::run_worker().map(done),
+    };
+    std::process::exit(ended.unwrap_or_else(|failure| failure.report()));
 }

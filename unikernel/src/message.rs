@@ -67,8 +67,7 @@ impl Channel {
     /// What the kernel says.
     pub fn pair() -> io::Result<(Channel, OwnedFd)> {
         let kind = SocketType::SEQPACKET;
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         Ok((Channel { socket: ours }, theirs))
     }
 
@@ -112,8 +111,7 @@ mod tests {
         let (here, there) = Channel::pair().unwrap();
         let there = Channel::new(there);
         let (read, write) = rustix::pipe::pipe().unwrap();
-        here.send(&Order::Disconnect { devid: 7 }, &[write.as_fd()])
-            .unwrap();
+        here.send(&Order::Disconnect { devid: 7 }, &[write.as_fd()]).unwrap();
         drop(write);
         let (order, fds) = there.receive::<Order>().unwrap().unwrap();
         assert!(matches!(order, Order::Disconnect { devid: 7 }));
@@ -137,19 +135,9 @@ mod tests {
     #[test]
     fn what_does_not_parse_is_refused() {
         let (here, there) = Channel::pair().unwrap();
-        rustix::net::send(
-            &there,
-            b"{\"Disconnect\":{\"devid\":-1}}",
-            SendFlags::empty(),
-        )
-        .unwrap();
+        rustix::net::send(&there, b"{\"Disconnect\":{\"devid\":-1}}", SendFlags::empty()).unwrap();
         assert!(here.receive::<Order>().is_err());
-        rustix::net::send(
-            &there,
-            &vec![b' '; wire::MAX_MESSAGE + 1],
-            SendFlags::empty(),
-        )
-        .unwrap();
+        rustix::net::send(&there, &vec![b' '; wire::MAX_MESSAGE + 1], SendFlags::empty()).unwrap();
         assert!(here.receive::<Order>().is_err());
     }
 }

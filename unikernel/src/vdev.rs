@@ -38,38 +38,23 @@ impl FromStr for Vdev {
     fn from_str(text: &str) -> Result<Vdev, NoVdev> {
         let error = || NoVdev(text.chars().take(32).collect());
         if let Ok(number) = text.parse::<u32>() {
-            return if number < 1 << 31 {
-                Ok(Vdev(number))
-            } else {
-                Err(error())
-            };
+            return if number < 1 << 31 { Ok(Vdev(number)) } else { Err(error()) };
         }
         let (kind, rest) = match text.strip_prefix("xvd") {
             Some(rest) => ("xvd", rest),
             None => text.split_at_checked(2).ok_or_else(error)?,
         };
-        let letters = rest
-            .find(|c: char| !c.is_ascii_lowercase())
-            .unwrap_or(rest.len());
+        let letters = rest.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(rest.len());
         let (letters, digits) = rest.split_at(letters);
         if letters.is_empty() || letters.len() > 4 || digits.len() > 3 || digits.starts_with('0') {
             return Err(error());
         }
         // a..z, aa..zz: as spreadsheet columns count.
-        let disk = letters
-            .bytes()
-            .fold(0u32, |sum, c| sum * 26 + u32::from(c - b'a') + 1)
-            - 1;
-        let partition: u32 = if digits.is_empty() {
-            0
-        } else {
-            digits.parse().map_err(|_| error())?
-        };
+        let disk = letters.bytes().fold(0u32, |sum, c| sum * 26 + u32::from(c - b'a') + 1) - 1;
+        let partition: u32 = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| error())? };
         match kind {
             "xvd" if disk < 16 && partition < 16 => Ok(Vdev(202 << 8 | disk << 4 | partition)),
-            "xvd" if disk < MAX_DISK && partition < 256 => {
-                Ok(Vdev(1 << 28 | disk << 8 | partition))
-            }
+            "xvd" if disk < MAX_DISK && partition < 256 => Ok(Vdev(1 << 28 | disk << 8 | partition)),
             "sd" if disk < 16 && partition < 16 => Ok(Vdev(8 << 8 | disk << 4 | partition)),
             "hd" if disk < 4 && partition < 64 => {
                 let major = if disk < 2 { 3 } else { 22 };
@@ -99,15 +84,8 @@ impl fmt::Display for Vdev {
             rest /= 26;
         }
         f.write_str(kind)?;
-        letters
-            .iter()
-            .rev()
-            .try_for_each(|letter| write!(f, "{letter}"))?;
-        if partition > 0 {
-            write!(f, "{partition}")
-        } else {
-            Ok(())
-        }
+        letters.iter().rev().try_for_each(|letter| write!(f, "{letter}"))?;
+        if partition > 0 { write!(f, "{partition}") } else { Ok(()) }
     }
 }
 
@@ -142,20 +120,9 @@ mod tests {
 
     #[test]
     fn what_names_no_disk_is_refused() {
-        for name in [
-            "",
-            "xvd",
-            "xvdA",
-            "xvda01",
-            "xvda-1",
-            "fd0",
-            "hde",
-            "sdq",
-            "xvdaaaaa",
-            "xvda256",
-            "4294967295",
-            "é",
-        ] {
+        for name in
+            ["", "xvd", "xvdA", "xvda01", "xvda-1", "fd0", "hde", "sdq", "xvdaaaaa", "xvda256", "4294967295", "é"]
+        {
             assert!(name.parse::<Vdev>().is_err(), "{name}");
         }
     }

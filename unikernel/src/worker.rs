@@ -28,13 +28,7 @@ pub fn run() -> io::Result<()> {
     let Some((order, fds)) = next(&channel)? else {
         return Ok(());
     };
-    let Order::Start {
-        version,
-        world,
-        guest,
-        threads,
-    } = order
-    else {
+    let Order::Start { version, world, guest, threads } = order else {
         return Err(invalid("the first message does not start the worker"));
     };
     if version != VERSION {
@@ -47,17 +41,12 @@ pub fn run() -> io::Result<()> {
 
 fn start(world: Kind, guest: DomId, threads: usize, fds: Vec<OwnedFd>) -> io::Result<Worker> {
     if threads == 0 || threads.checked_mul(2) != Some(fds.len()) {
-        return Err(invalid(
-            "the start message does not bring two descriptors for each thread",
-        ));
+        return Err(invalid("the start message does not bring two descriptors for each thread"));
     }
     let mut fds = fds.into_iter();
     let mut parts = Vec::with_capacity(threads);
     while let (Some(events), Some(fence)) = (fds.next(), fds.next()) {
-        parts.push(ThreadParts {
-            events: world.events(events, guest)?,
-            fence,
-        });
+        parts.push(ThreadParts { events: world.events(events, guest)?, fence });
     }
     Worker::start(guest, parts)
 }
@@ -100,13 +89,7 @@ fn obey(
             let devid = connect.devid;
             // What is wrong with one disk must not end the others.
             if let Err(error) = begin(worker, world, guest, connect, volume, fds) {
-                channel.send(
-                    &Report::Failed {
-                        devid,
-                        reason: error.to_string(),
-                    },
-                    &[],
-                )?;
+                channel.send(&Report::Failed { devid, reason: error.to_string() }, &[])?;
             }
         }
     }
@@ -122,10 +105,7 @@ fn begin(
     fds: Vec<OwnedFd>,
 ) -> io::Result<()> {
     let mut fds = fds.into_iter();
-    let mut next = || {
-        fds.next()
-            .ok_or_else(|| invalid("a connect message lacks descriptors"))
-    };
+    let mut next = || fds.next().ok_or_else(|| invalid("a connect message lacks descriptors"));
     let volume = if volume { Some(next()?) } else { None };
     let meter = next()?;
     let mut queues = Vec::with_capacity(connect.negotiated.queues.len());
@@ -140,10 +120,7 @@ fn begin(
 /// Waits for one order.
 fn next(channel: &Channel) -> io::Result<Option<(Order, Vec<OwnedFd>)>> {
     loop {
-        match poll(
-            &mut [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN)],
-            None,
-        ) {
+        match poll(&mut [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN)], None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

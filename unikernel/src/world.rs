@@ -81,11 +81,7 @@ impl World {
         if let Some(dir) = dir {
             return Ok(World::Embedded(dir.to_owned()));
         }
-        let xen = [
-            "/dev/xen/xenbus",
-            "/proc/xen/xenbus",
-            "/run/xenstored/socket",
-        ];
+        let xen = ["/dev/xen/xenbus", "/proc/xen/xenbus", "/run/xenstored/socket"];
         if xen.iter().any(|path| Path::new(path).exists()) {
             return Ok(World::Xen);
         }

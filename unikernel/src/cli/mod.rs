@@ -1,3 +1,116 @@
-//! The subcommands.
+//! The subcommands: their arguments, what they print, and what they exit with.
 
+pub mod attach;
+pub mod daemon;
+pub mod detach;
+pub mod host;
 pub mod image;
+pub mod serve;
+pub mod status;
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::world::{DIR_VARIABLE, NoWorld, World};
+
+/// Exit code: something went wrong.
+pub const FAILED: i32 = 1;
+/// Exit code: the command line or the configuration is wrong.
+pub const USAGE: i32 = 2;
+/// Exit code: something that must be there is not.
+pub const MISSING: i32 = 3;
+
+/// Exit code: somebody else has it.
+pub const BUSY: i32 = 5;
+
+/// Why a command failed: one line for stderr, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the process ends with.
+    pub code: i32,
+    /// The line.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure with a code of its own.
+    pub fn new(code: i32, text: impl ToString) -> Failure {
+        Failure { code, text: text.to_string() }
+    }
+
+    /// Says it on stderr and returns the code.
+    pub fn report(&self) -> i32 {
+        eprintln!("windsor: {}", self.text);
+        self.code
+    }
+}
+
+impl From<NoWorld> for Failure {
+    fn from(error: NoWorld) -> Failure {
+        Failure::new(MISSING, error)
+    }
+}
+
+impl From<crate::store::NoStore> for Failure {
+    fn from(error: crate::store::NoStore) -> Failure {
+        Failure::new(MISSING, error)
+    }
+}
+
+impl From<crate::config::ConfigError> for Failure {
+    fn from(error: crate::config::ConfigError) -> Failure {
+        let code = match &error {
+            crate::config::ConfigError::Read { .. } => MISSING,
+            crate::config::ConfigError::Wrong { .. } => USAGE,
+        };
+        Failure::new(code, error)
+    }
+}
+
+impl From<crate::toolstack::Refusal> for Failure {
+    fn from(error: crate::toolstack::Refusal) -> Failure {
+        Failure::new(error.exit_code(), error)
+    }
+}
+
+/// How a command ends.
+pub type Outcome = Result<(), Failure>;
+
+/// Which world a command speaks to.
+#[derive(Args, Clone, Debug)]
+pub struct WorldArgs {
+    /// Directory of an embedded host (else $WINDSOR_DIR, else real Xen)
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl WorldArgs {
+    /// Finds the world.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn world(&self) -> Result<World, NoWorld> {
+        let dir = self.dir.clone().or_else(from_environment);
+        World::find(dir.as_deref())
+    }
+}
+
+/// The directory that the environment names.
+fn from_environment() -> Option<PathBuf> {
+    std::env::var_os(DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+}
+
+/// Sends the log to stderr, one line an event; `WINDSOR_LOG` (as in `debug` or `blkback=trace`) says how much.
+pub fn log(default: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("WINDSOR_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // A second call, in a test, changes nothing.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .with_ansi(false)
+        .try_init();
+}

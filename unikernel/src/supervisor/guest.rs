@@ -76,23 +76,9 @@ impl Guest {
             .arg("worker")
             .stdin(Stdio::from(theirs))
             .spawn()
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("a worker cannot be started: {error}"))
-            })?;
-        let guest = Guest {
-            domid,
-            channel,
-            fences,
-            child,
-            life: Life::Running,
-            reason: String::new(),
-        };
-        let start = Order::Start {
-            version: VERSION,
-            world: world.kind(),
-            guest: domid.0,
-            threads,
-        };
+            .map_err(|error| io::Error::new(error.kind(), format!("a worker cannot be started: {error}")))?;
+        let guest = Guest { domid, channel, fences, child, life: Life::Running, reason: String::new() };
+        let start = Order::Start { version: VERSION, world: world.kind(), guest: domid.0, threads };
         let fds: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
         guest.channel.send(&start, &fds)?;
         // Our copies of the write ends close here: from now on only the worker can keep a fence up.
@@ -120,13 +106,7 @@ impl Guest {
         let mut fds: Vec<BorrowedFd<'_>> = Vec::with_capacity(sent.len() + 1);
         fds.extend(volume);
         fds.extend(sent.iter().map(AsFd::as_fd));
-        self.channel.send(
-            &Order::Connect {
-                connect,
-                volume: volume.is_some(),
-            },
-            &fds,
-        )?;
+        self.channel.send(&Order::Connect { connect, volume: volume.is_some() }, &fds)?;
         Meter::open(meter)
     }
 
@@ -171,9 +151,7 @@ impl Guest {
             "" => format!("its worker (process {pid}) died"),
             why => format!("its worker (process {pid}) was stopped because {why}"),
         };
-        self.life = Life::Dead {
-            since: Instant::now(),
-        };
+        self.life = Life::Dead { since: Instant::now() };
         self.reap();
     }
 
@@ -184,16 +162,10 @@ impl Guest {
         };
         let running = self.life == Life::Running;
         if running {
-            self.life = Life::Dead {
-                since: Instant::now(),
-            };
+            self.life = Life::Dead { since: Instant::now() };
         }
         if running || self.reason.ends_with("died") {
-            self.reason = format!(
-                "its worker (process {}) {}",
-                self.child.id(),
-                describe(status)
-            );
+            self.reason = format!("its worker (process {}) {}", self.child.id(), describe(status));
             return true;
         }
         false
@@ -201,10 +173,7 @@ impl Guest {
 
     /// Lets a worker end that has nothing left to serve: it ends when its socket hangs up.
     pub fn retire(self) -> Retired {
-        Retired {
-            child: self.child,
-            since: Instant::now(),
-        }
+        Retired { child: self.child, since: Instant::now() }
     }
 
     /// What to poll: the socket of a running worker, the fences of a dead one.
@@ -225,9 +194,7 @@ impl Guest {
         self.fences.retain(|fence| !hung_up(fence));
         match self.life {
             _ if self.fences.is_empty() => self.life = Life::Fenced,
-            Life::Dead { since } if now.duration_since(since) >= FENCE_PATIENCE => {
-                self.life = Life::Held
-            }
+            Life::Dead { since } if now.duration_since(since) >= FENCE_PATIENCE => self.life = Life::Held,
             _ => {}
         }
         self.life != before
@@ -278,10 +245,7 @@ impl Named for Command {
 
 fn hung_up(fence: &OwnedFd) -> bool {
     let mut ready = [PollFd::from_borrowed_fd(fence.as_fd(), PollFlags::empty())];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut ready, Some(&now)).is_ok() && ready[0].revents().contains(PollFlags::HUP)
 }
 

@@ -1,4 +1,467 @@
-//! The supervisor of a service VM.
+//! The supervisor of a service VM: the one process that talks to xenstore. It looks after the life of every device,
+//! opens volumes, starts workers, hands them what they need, and says in the store how things stand.
+//!
+//! One thread, one loop. Whatever happens marks devices as worth a look; a look reads the device's nodes, asks
+//! [`machine`] for the next step, takes it, and looks again until there is nothing to do. The supervisor maps no
+//! grant and touches no ring.
 
+pub mod device;
 pub mod guest;
+pub mod machine;
+pub mod nodes;
+mod steps;
 pub mod volume;
+mod volumes;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use blkback::device::Report;
+use blkback::stats;
+use grant::DomId;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use xenstore::{Client, Store, WatchEvent};
+
+use crate::config::{Config, DataPath};
+use crate::keeper::Keeper;
+use crate::publish;
+use crate::store::{self, NoStore, Nodes};
+use crate::world::World;
+use device::{Device, WorkerId};
+use guest::{Guest, Life, Retired};
+use machine::Service;
+use nodes::Name;
+
+/// Most devices of one VM.
+const MAX_DEVICES: usize = 1024;
+/// How long everything may take to close when we are asked to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(12);
+
+/// Why a supervisor ended.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum SupervisorError {
+    #[error(transparent)]
+    NoStore(#[from] NoStore),
+    #[error(transparent)]
+    Store(#[from] xenstore::Error),
+    #[error("{0}")]
+    System(#[from] io::Error),
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the store is gone, or nothing can be served.
+pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> Result<(), SupervisorError> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        mask.add(signal);
+    }
+    mask.thread_block().map_err(io::Error::from)?;
+    let signals =
+        SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(io::Error::from)?;
+
+    let mut client = store::domain(&world, own)?;
+    let domid = client.text("domid")?.and_then(|text| text.parse().ok());
+    let domid = domid.ok_or_else(|| SupervisorError::Unusable("the store does not say which domain this is".into()))?;
+    let zero_copy = match (config.backend.data_path, world.allows_zero_copy()) {
+        (DataPath::Arena, _) => false,
+        (DataPath::Auto, allowed) => allowed,
+        (DataPath::ZeroCopy, true) => true,
+        (DataPath::ZeroCopy, false) => {
+            let why = "data-path = \"zero-copy\" is not possible in a PV service VM: a worker that dies would never give its grants back; use \"auto\" or \"arena\", or a PVH service VM";
+            return Err(SupervisorError::Unusable(why.into()));
+        }
+    };
+    let mut supervisor = Supervisor {
+        world,
+        own: DomId(domid),
+        prefix: format!("/local/domain/{domid}/"),
+        config,
+        zero_copy,
+        store: client,
+        keeper,
+        signals,
+        devices: BTreeMap::new(),
+        dirty: BTreeSet::new(),
+        workers: BTreeMap::new(),
+        current: HashMap::new(),
+        next_worker: 0,
+        retired: Vec::new(),
+        sizes: HashMap::new(),
+        voices: HashMap::new(),
+        stopping: None,
+    };
+    supervisor.start()?;
+    supervisor.serve()
+}
+
+struct Supervisor {
+    world: World,
+    own: DomId,
+    /// `/local/domain/OWN/`: watches are set on absolute paths.
+    prefix: String,
+    config: Config,
+    zero_copy: bool,
+    store: Client,
+    keeper: Keeper,
+    signals: SignalFd,
+    devices: BTreeMap<Name, Device>,
+    /// Devices to look at.
+    dirty: BTreeSet<Name>,
+    workers: BTreeMap<WorkerId, Guest>,
+    /// The running worker of each guest.
+    current: HashMap<u16, WorkerId>,
+    next_worker: WorkerId,
+    retired: Vec<Retired>,
+    /// Bytes of each volume, or why it cannot be used.
+    sizes: HashMap<String, (u64, String)>,
+    /// Bounds the log lines that each guest can cause.
+    voices: HashMap<u16, Voice>,
+    /// Since when we are ending.
+    stopping: Option<Instant>,
+}
+
+impl Supervisor {
+    fn start(&mut self) -> Result<(), SupervisorError> {
+        self.store.rm(publish::ROOT)?;
+        self.store.write(&format!("{}/name", publish::ROOT), self.config.vm.name.as_bytes())?;
+        self.check_volumes()?;
+        let tree = format!("{}backend", self.prefix);
+        self.store.watch(&tree, "backend")?;
+        let sample = format!("{}{}/sample", self.prefix, publish::ROOT);
+        self.store.watch(&sample, "sample")?;
+        self.walk()?;
+        self.store.write(&format!("{}/ready", publish::ROOT), b"1")?;
+        println!("ready");
+        io::stdout().flush()?;
+        tracing::info!(vm = self.config.vm.name, domid = self.own.0, volumes = self.config.volumes.len(), "serving");
+        Ok(())
+    }
+
+    /// Every device there is, in whatever state.
+    fn walk(&mut self) -> Result<(), SupervisorError> {
+        for guest in self.store.list(nodes::TREE)? {
+            for devid in self.store.list(&format!("{}/{guest}", nodes::TREE))? {
+                if let Some(name) = Name::parse(&guest, &devid) {
+                    self.dirty.insert(name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<(), SupervisorError> {
+        loop {
+            while let Some(event) = self.store.queued_event() {
+                self.event(&event)?;
+            }
+            let now = Instant::now();
+            self.tend_workers(now);
+            self.wake(now);
+            // Devices on their way out first: their volumes may be what others wait for.
+            let (leaving, others): (Vec<Name>, Vec<Name>) = std::mem::take(&mut self.dirty)
+                .into_iter()
+                .partition(|name| self.devices.get(name).is_some_and(|device| device.volume.is_some()));
+            for name in leaving.into_iter().chain(others) {
+                self.drive(name)?;
+            }
+            if self.is_done(now) {
+                return self.end();
+            }
+            self.sleep()?;
+        }
+    }
+
+    /// A watch has fired.
+    fn event(&mut self, event: &WatchEvent) -> Result<(), SupervisorError> {
+        match event.token.as_str() {
+            "sample" => self.sample()?,
+            "backend" => self.backend_event(&event.path)?,
+            // The frontend of a device: the token is the device's name.
+            token => {
+                let mut parts = token.splitn(3, '-').skip(1);
+                if let (Some(guest), Some(devid)) = (parts.next(), parts.next()) {
+                    self.dirty.extend(Name::parse(guest, devid));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn backend_event(&mut self, path: &str) -> Result<(), SupervisorError> {
+        let tree = format!("{}{}", self.prefix, nodes::TREE);
+        let mut parts = path.strip_prefix(&tree).unwrap_or_default().trim_start_matches('/').split('/');
+        match (parts.next().filter(|part| !part.is_empty()), parts.next(), parts.next()) {
+            (Some(guest), Some(devid), key) => {
+                // Our own writes come back as events: only two keys are somebody else's to change.
+                if matches!(key, None | Some("state" | "online")) {
+                    self.dirty.extend(Name::parse(guest, devid));
+                }
+            }
+            // A directory above came or went: whatever is below it may have.
+            _ => {
+                self.dirty.extend(self.devices.keys().copied());
+                self.walk()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings all published numbers up to date.
+    fn sample(&mut self) -> Result<(), SupervisorError> {
+        let Some(token) = self.store.text(&format!("{}/sample", publish::ROOT))? else {
+            return Ok(());
+        };
+        for (name, device) in &self.devices {
+            let Some(meter) = &device.meter else { continue };
+            let text = serde_json::to_vec(&stats::snapshot(meter)).map_err(io::Error::from)?;
+            let node = format!("{}/stats", publish::device(name.guest, name.devid));
+            self.store.write(&node, &text)?;
+        }
+        self.store.write(&format!("{}/sampled", publish::ROOT), token.as_bytes())?;
+        Ok(())
+    }
+
+    /// Reads what workers report, and notices deaths and fences.
+    fn tend_workers(&mut self, now: Instant) {
+        let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
+        for id in ids {
+            let mut reports = Vec::new();
+            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            let before = worker.life;
+            let guest = worker.domid.0;
+            while let Some(report) = worker.next_report() {
+                reports.push(report);
+            }
+            let explained = worker.reap();
+            worker.check_fences(now);
+            let (life, reason) = (worker.life, worker.reason.clone());
+            for report in reports {
+                self.report(id, guest, report);
+            }
+            if life != before || explained {
+                self.worker_changed(id, guest, life, &reason);
+            }
+        }
+        self.retired.retain_mut(|retired| !retired.reap(now));
+    }
+
+    fn report(&mut self, id: WorkerId, guest: u16, report: Report) {
+        let (Report::Connected { devid, .. }
+        | Report::Failed { devid, .. }
+        | Report::Broken { devid, .. }
+        | Report::Closed { devid }) = report;
+        let name = Name { guest, devid };
+        let Some(device) = self.devices.get_mut(&name).filter(|device| device.worker == Some(id)) else {
+            // A worker that is taken over may name any device.
+            return;
+        };
+        match report {
+            Report::Connected { path, .. } if device.service == Service::Connecting => {
+                device.service = Service::Connected;
+                device.path = path;
+            }
+            Report::Failed { reason, .. } if device.service != Service::None => {
+                device.service = Service::None;
+                device.draining = None;
+                device.refuse(reason.clone());
+                self.say(name, &format!("cannot be served: {reason}"));
+            }
+            Report::Broken { reason, .. } if device.service != Service::None => {
+                device.refuse(format!("the guest broke the protocol: {reason}"));
+                self.say(name, &format!("the guest broke the protocol and is disconnected: {reason}"));
+            }
+            Report::Closed { .. } if device.service == Service::Draining => {
+                device.service = Service::None;
+                device.draining = None;
+            }
+            _ => {}
+        }
+        self.dirty.insert(name);
+    }
+
+    fn worker_changed(&mut self, id: WorkerId, guest: u16, life: Life, reason: &str) {
+        if matches!(life, Life::Dead { .. }) && self.current.get(&guest) == Some(&id) {
+            self.current.remove(&guest);
+            tracing::error!(guest, "{reason}");
+        }
+        for (name, device) in self.devices.iter_mut().filter(|(_, device)| device.worker == Some(id)) {
+            self.dirty.insert(*name);
+            if device.service != Service::None || device.refused {
+                device.reason = reason.to_owned();
+            }
+            match life {
+                Life::Running => {}
+                Life::Dead { .. } => {
+                    if device.service != Service::None {
+                        device.service = Service::Draining;
+                    }
+                    // The worker's patience is the fence's.
+                    device.draining = None;
+                }
+                Life::Held => device.held = true,
+                Life::Fenced => {
+                    device.held = false;
+                    device.service = Service::None;
+                    device.worker = None;
+                }
+            }
+        }
+        if life == Life::Fenced
+            && let Some(worker) = self.workers.remove(&id)
+        {
+            self.retired.push(worker.retire());
+        }
+    }
+
+    /// Devices whose time has come.
+    fn wake(&mut self, now: Instant) {
+        for (name, device) in &mut self.devices {
+            if device.timer.is_some_and(|timer| timer <= now) {
+                device.timer = None;
+                self.dirty.insert(*name);
+            }
+        }
+    }
+
+    fn is_done(&self, now: Instant) -> bool {
+        self.stopping.is_some_and(|since| {
+            self.devices.values().all(|device| device.service == Service::None)
+                || now.duration_since(since) >= STOP_PATIENCE
+        })
+    }
+
+    fn end(&mut self) -> Result<(), SupervisorError> {
+        for (name, device) in &self.devices {
+            if device.service != Service::None {
+                tracing::error!(device = %name, "its last I/O has not ended; left behind");
+            }
+        }
+        self.store.write(&format!("{}/ready", publish::ROOT), b"0")?;
+        tracing::info!(vm = self.config.vm.name, "stopped");
+        Ok(())
+    }
+
+    /// Waits for something to happen.
+    fn sleep(&mut self) -> Result<(), SupervisorError> {
+        if let Some(event) = self.store.queued_event() {
+            return self.event(&event);
+        }
+        if !self.dirty.is_empty() {
+            return Ok(());
+        }
+        let mut timers: Vec<Instant> = self.devices.values().filter_map(|device| device.timer).collect();
+        timers.extend(self.workers.values().filter_map(Guest::deadline));
+        timers.extend(self.stopping.map(|since| since + STOP_PATIENCE));
+        timers.extend(self.retired.first().map(|_| Instant::now() + Duration::from_secs(1)));
+        let timeout = timers.into_iter().min().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            // Rounded up, so as not to wake a moment too early again and again.
+            tv_nsec: (i64::from(timeout.subsec_nanos()) + 999_999).min(999_999_999),
+        });
+        let ready = {
+            let keeper = if self.stopping.is_some() { PollFlags::empty() } else { PollFlags::IN };
+            let mut fds = vec![
+                PollFd::from_borrowed_fd(self.store.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+            ];
+            if !keeper.is_empty() {
+                fds.push(PollFd::from_borrowed_fd(self.keeper.as_fd(), keeper));
+            }
+            for worker in self.workers.values() {
+                // A running worker speaks; a dead one's fences hang up.
+                fds.extend(worker.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            }
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => return Ok(()),
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+            let ready = |at: usize| !fds[at].revents().is_empty();
+            (ready(0), ready(1), !keeper.is_empty() && ready(2))
+        };
+        if ready.0
+            && let Some(event) = self.store.next_event(Some(Duration::ZERO))?
+        {
+            self.event(&event)?;
+        }
+        if ready.1 {
+            self.signals()?;
+        }
+        if ready.2 {
+            tracing::error!("the keeper is gone");
+            self.stop();
+        }
+        Ok(())
+    }
+
+    fn signals(&mut self) -> Result<(), SupervisorError> {
+        while let Some(info) = self.signals.read_signal().map_err(io::Error::from)? {
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+            if matches!(signal, Some(Signal::SIGTERM | Signal::SIGINT)) {
+                self.stop();
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to end.
+    fn stop(&mut self) {
+        if self.stopping.is_none() {
+            tracing::info!(devices = self.devices.len(), "stopping");
+            self.stopping = Some(Instant::now());
+            self.dirty.extend(self.devices.keys().copied());
+        }
+    }
+
+    /// A log line that a guest caused: bounded per guest.
+    fn say(&mut self, name: Name, text: &str) {
+        let voice = self.voices.entry(name.guest).or_default();
+        match voice.may_speak(Instant::now()) {
+            Speak::Yes => tracing::warn!(device = %name, "{text}"),
+            Speak::Last => {
+                tracing::warn!(device = %name, "{text} (more of this guest's lines are dropped for a minute)")
+            }
+            Speak::No => {}
+        }
+    }
+}
+
+/// How often a guest was written about lately.
+#[derive(Debug, Default)]
+struct Voice {
+    since: Option<Instant>,
+    lines: u32,
+}
+
+enum Speak {
+    Yes,
+    Last,
+    No,
+}
+
+impl Voice {
+    /// Lines a minute.
+    const LINES: u32 = 30;
+
+    fn may_speak(&mut self, now: Instant) -> Speak {
+        if self.since.is_none_or(|since| now.duration_since(since) > Duration::from_secs(60)) {
+            *self = Voice { since: Some(now), lines: 0 };
+        }
+        self.lines = self.lines.saturating_add(1);
+        match self.lines {
+            lines if lines < Voice::LINES => Speak::Yes,
+            Voice::LINES => Speak::Last,
+            _ => Speak::No,
+        }
+    }
+}

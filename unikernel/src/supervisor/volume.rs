@@ -57,15 +57,10 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
     let path = match (volume.kind, &volume.path) {
         (DiskKind::Raw, Some(path)) => path,
         _ => {
-            return Ok(Opened {
-                fd: None,
-                disk: disk(volume.size / 512, 512),
-                path: None,
-            });
+            return Ok(Opened { fd: None, disk: disk(volume.size / 512, 512), path: None });
         }
     };
-    let unusable =
-        |why: String| VolumeError::Unusable(format!("volume {name}: {}: {why}", path.display()));
+    let unusable = |why: String| VolumeError::Unusable(format!("volume {name}: {}: {why}", path.display()));
     let busy = |why: String| VolumeError::Busy(format!("volume {name}: {}: {why}", path.display()));
 
     // Without O_NONBLOCK a FIFO put there by mistake would hang the supervisor.
@@ -77,18 +72,12 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
     let mut flags = OFlags::NONBLOCK;
     flags.set(OFlags::DIRECT, volume.direct);
     flags.set(OFlags::EXCL, kind.is_block_device() && !read_only);
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .custom_flags(flags.bits() as i32)
-        .open(path);
+    let opened = OpenOptions::new().read(true).write(!read_only).custom_flags(flags.bits() as i32).open(path);
     let mut file = opened.map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::BUSY) => {
-            busy("in use on this machine (mounted, or another program has it)".into())
+        Some(Errno::BUSY) => busy("in use on this machine (mounted, or another program has it)".into()),
+        Some(Errno::INVAL) if volume.direct => {
+            unusable("this file system has no direct I/O; set direct = false for this volume".into())
         }
-        Some(Errno::INVAL) if volume.direct => unusable(
-            "this file system has no direct I/O; set direct = false for this volume".into(),
-        ),
         Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) if !read_only => {
             unusable(format!("{error}; mode = \"ro\" would do without writing"))
         }
@@ -106,15 +95,10 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
         }
         Err(error) => return Err(unusable(format!("cannot be locked: {error}"))),
     }
-    let size = file
-        .seek(SeekFrom::End(0))
-        .map_err(|error| unusable(error.to_string()))?;
-    let (logical, physical) =
-        sector_sizes(&file, &metadata).map_err(|error| unusable(error.to_string()))?;
+    let size = file.seek(SeekFrom::End(0)).map_err(|error| unusable(error.to_string()))?;
+    let (logical, physical) = sector_sizes(&file, &metadata).map_err(|error| unusable(error.to_string()))?;
     if size == 0 {
-        return Err(unusable(
-            "it is empty, and a disk needs at least one sector".into(),
-        ));
+        return Err(unusable("it is empty, and a disk needs at least one sector".into()));
     }
     if !size.is_multiple_of(512) {
         let short = size - size % 512;
@@ -132,24 +116,17 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
         true => physical,
         false => 512,
     };
-    Ok(Opened {
-        fd: Some(file.into()),
-        disk: disk(size / 512, physical),
-        path: Some(path.clone()),
-    })
+    Ok(Opened { fd: Some(file.into()), disk: disk(size / 512, physical), path: Some(path.clone()) })
 }
 
-/// Looks whether a volume could be opened, without keeping it. For a first word at start.
+/// Looks whether a volume could be opened, without keeping it: its size in bytes. For a first word at start.
 ///
 /// # Errors
-/// As [`open`]; a volume in use by somebody else is fine for now.
-pub fn check(volume: &Volume) -> Result<(), VolumeError> {
-    match open(volume, true) {
-        Ok(_) | Err(VolumeError::Busy(_)) => {}
-        Err(error) => return Err(error),
-    }
+/// [`VolumeError::Unusable`]; a volume that somebody else has is fine for now, and its size unknown (0).
+pub fn check(volume: &Volume) -> Result<u64, VolumeError> {
     match open(volume, volume.read_only) {
-        Ok(_) | Err(VolumeError::Busy(_)) => Ok(()),
+        Ok(opened) => Ok(opened.disk.sectors * 512),
+        Err(VolumeError::Busy(_)) => Ok(0),
         Err(error) => Err(error),
     }
 }
@@ -161,27 +138,16 @@ fn sector_sizes(file: &File, metadata: &Metadata) -> io::Result<(u32, u32)> {
         return Ok((logical, ioctl_blkpbszget(file)?.clamp(512, 4096)));
     }
     let block = u32::try_from(metadata.blksize()).unwrap_or(4096);
-    let physical = if block.is_power_of_two() {
-        block.clamp(512, 4096)
-    } else {
-        512
-    };
+    let physical = if block.is_power_of_two() { block.clamp(512, 4096) } else { 512 };
     Ok((512, physical))
 }
 
 /// Who holds a lock on a file, from /proc/locks: `process 123 (qemu-nbd)`.
 fn holder(metadata: &Metadata) -> Option<String> {
     let device = metadata.dev();
-    let file = format!(
-        "{:02x}:{:02x}:{}",
-        rustix::fs::major(device),
-        rustix::fs::minor(device),
-        metadata.ino()
-    );
+    let file = format!("{:02x}:{:02x}:{}", rustix::fs::major(device), rustix::fs::minor(device), metadata.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let line = locks
-        .lines()
-        .find(|line| line.split_whitespace().any(|word| word == file))?;
+    let line = locks.lines().find(|line| line.split_whitespace().any(|word| word == file))?;
     let pid: u32 = line.split_whitespace().nth(4)?.parse().ok()?;
     let name = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm"));
     Some(match name {
@@ -218,13 +184,8 @@ mod tests {
         let volume = volume(file.path());
         let first = open(&volume, false).unwrap();
         assert_eq!(first.disk.sectors, 16);
-        let Err(VolumeError::Busy(why)) = open(&volume, false) else {
-            panic!("opened twice")
-        };
-        assert!(
-            why.contains("db") && why.contains(&format!("process {}", std::process::id())),
-            "{why}"
-        );
+        let Err(VolumeError::Busy(why)) = open(&volume, false) else { panic!("opened twice") };
+        assert!(why.contains("db") && why.contains(&format!("process {}", std::process::id())), "{why}");
         assert!(matches!(open(&volume, true), Err(VolumeError::Busy(_))));
         // A copy of the descriptor, as a worker has one, keeps the lock.
         let copy = first.fd.as_ref().unwrap().try_clone().unwrap();
@@ -252,20 +213,12 @@ mod tests {
         assert!(says(dir.path()).contains("neither a file nor a block device"));
         assert!(says(file(0).path()).contains("empty"));
         let text = says(file(1000).path());
-        assert!(
-            text.contains("1000 bytes, is no multiple of 512") && text.contains("-s 1024"),
-            "{text}"
-        );
+        assert!(text.contains("1000 bytes, is no multiple of 512") && text.contains("-s 1024"), "{text}");
     }
 
     #[test]
     fn null_needs_no_file() {
-        let volume = Volume {
-            path: None,
-            kind: DiskKind::Null,
-            size: 1 << 20,
-            ..volume(Path::new("/"))
-        };
+        let volume = Volume { path: None, kind: DiskKind::Null, size: 1 << 20, ..volume(Path::new("/")) };
         let opened = open(&volume, false).unwrap();
         assert!(opened.fd.is_none() && opened.path.is_none());
         assert_eq!(opened.disk.sectors, 2048);

@@ -1,0 +1,44 @@
+//! The hidden subcommands: `supervisor`, which a keeper starts, and `worker`, which a supervisor starts.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use grant::DomId;
+
+use super::{FAILED, Failure, Outcome, WorldArgs};
+use crate::config::Config;
+use crate::keeper::Keeper;
+use crate::{supervisor, worker};
+
+/// Arguments of `windsor supervisor`.
+#[derive(Args, Debug)]
+pub struct SupervisorArgs {
+    #[command(flatten)]
+    world: WorldArgs,
+    #[arg(long, value_name = "FILE.toml")]
+    config: PathBuf,
+    /// Our own domain, in the embedded world
+    #[arg(long)]
+    domid: Option<u16>,
+}
+
+/// Serves until SIGTERM.
+///
+/// # Errors
+/// When the world, the store or the configuration cannot be used.
+pub fn run_supervisor(args: &SupervisorArgs) -> Outcome {
+    super::log("info");
+    let keeper = Keeper::from_stdin().map_err(|error| Failure::new(FAILED, error))?;
+    let config = Config::load(&args.config)?;
+    let world = args.world.world()?;
+    supervisor::run(world, args.domid.map(DomId), config, keeper).map_err(|error| Failure::new(FAILED, error))
+}
+
+/// Serves one guest's disks until the supervisor hangs up.
+///
+/// # Errors
+/// As [`worker::run`].
+pub fn run_worker() -> Outcome {
+    super::log("info");
+    worker::run().map_err(|error| Failure::new(FAILED, format!("worker: {error}")))
+}

@@ -1,0 +1,53 @@
+//! `windsor serve`: the keeper of a supervisor, as PID 1 is one inside a service VM.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use clap::Args;
+use grant::embedded::{self, RegisterError};
+
+use super::{BUSY, FAILED, Failure, MISSING, WorldArgs};
+use crate::config::Config;
+use crate::keeper::{self, Spec};
+use crate::world::World;
+
+/// Arguments of `windsor serve`.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    world: WorldArgs,
+    /// What to serve
+    #[arg(long, value_name = "FILE.toml")]
+    config: PathBuf,
+}
+
+/// Runs a supervisor until SIGTERM or SIGINT, and returns its exit code.
+///
+/// # Errors
+/// When the configuration is wrong, or there is no world to serve in.
+pub fn run(args: &ServeArgs) -> Result<i32, Failure> {
+    super::log("info");
+    let config = Config::load(&args.config)?;
+    let world = args.world.world()?;
+    grant::caps::check_io_uring().map_err(|error| Failure::new(MISSING, error))?;
+    let mut words: Vec<std::ffi::OsString> = vec!["--config".into(), args.config.clone().into()];
+    // The domain lives as long as this process, not as a supervisor.
+    let _domain: Option<OwnedFd> = match &world {
+        World::Xen => None,
+        World::Embedded(dir) => {
+            let domain = embedded::register(dir, &config.vm.name, None).map_err(|error| {
+                let code = match &error {
+                    RegisterError::NoHost { .. } => MISSING,
+                    RegisterError::NameTaken(_) => BUSY,
+                    _ => FAILED,
+                };
+                Failure::new(code, error)
+            })?;
+            words.extend(["--dir".into(), dir.into()]);
+            words.extend(["--domid".into(), domain.domid.to_string().into()]);
+            Some(domain.connection)
+        }
+    };
+    let ended = keeper::run(&Spec::supervisor(words)).map_err(|error| Failure::new(FAILED, error))?;
+    Ok(ended.code)
+}

@@ -1,0 +1,149 @@
+//! One device: which parts it holds, and what is published of it.
+
+use std::time::{Duration, Instant};
+
+use crate::store::XenbusState;
+use grant::meter::Meter;
+
+use super::machine::{Parts, Service};
+use super::nodes::Description;
+use super::volume::Opened;
+use crate::publish::Phase;
+
+/// How long a device may wait for its volume: `xl reboot` attaches anew while the old domain's last I/O ends. A
+/// toolstack waits 10 s.
+pub const VOLUME_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a volume in good use is waited for: its user may be about to close, and we have not read of it yet.
+pub const BUSY_PATIENCE: Duration = Duration::from_millis(300);
+/// How often a volume that is in use is tried again.
+pub const VOLUME_RETRY: Duration = Duration::from_millis(50);
+/// How long the last I/O may take before it is called held.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A number for each worker there ever was.
+pub type WorkerId = u64;
+
+/// One device.
+pub struct Device {
+    /// What the toolstack wrote; none when it makes no sense.
+    pub about: Option<Description>,
+    /// The state we wrote last.
+    pub state: XenbusState,
+    /// The open volume.
+    pub volume: Option<Opened>,
+    /// Since when the volume is waited for.
+    pub waiting: Option<Instant>,
+    /// What the worker does.
+    pub service: Service,
+    /// Since when it is being disconnected.
+    pub draining: Option<Instant>,
+    /// The worker that serves it, or served it and is not fenced.
+    pub worker: Option<WorkerId>,
+    /// Its counters.
+    pub meter: Option<Meter>,
+    /// InitWait is kept up until then.
+    pub dwell: Option<Instant>,
+    /// This directory has been in InitWait before.
+    pub offered: bool,
+    /// It will not be served as it is.
+    pub refused: bool,
+    /// Its volume is in use elsewhere.
+    pub busy: bool,
+    /// The I/O of its dead worker does not end.
+    pub held: bool,
+    /// Why it is not served.
+    pub reason: String,
+    /// The data path.
+    pub path: String,
+    /// When to look at it again without an event.
+    pub timer: Option<Instant>,
+    /// What was published last.
+    pub published: Option<(Phase, String, String)>,
+}
+
+impl Device {
+    /// A device as found in the store, in whatever state somebody before us left it.
+    pub fn found(state: XenbusState) -> Device {
+        let mut device = Device {
+            about: None,
+            state: XenbusState::Initialising,
+            volume: None,
+            waiting: None,
+            service: Service::None,
+            draining: None,
+            worker: None,
+            meter: None,
+            dwell: None,
+            offered: state != XenbusState::Initialising,
+            refused: false,
+            busy: false,
+            held: false,
+            reason: String::new(),
+            path: String::new(),
+            timer: None,
+            published: None,
+        };
+        match state {
+            XenbusState::Closed => device.state = XenbusState::Closed,
+            XenbusState::Initialised | XenbusState::Connected | XenbusState::Closing => {
+                device.state = XenbusState::Connected;
+                device.reason = "the service VM's daemon was started anew; the guest has to connect again".into();
+            }
+            // Nothing is shared yet: as good as new.
+            _ => {}
+        }
+        device
+    }
+
+    /// What decisions are made from.
+    pub fn parts(&self, stopping: bool) -> Parts {
+        Parts {
+            state: self.state,
+            volume: self.volume.is_some(),
+            refused: self.refused,
+            service: self.service,
+            dwell: self.dwell,
+            stopping,
+        }
+    }
+
+    /// Gives up on it, with a reason.
+    pub fn refuse(&mut self, why: impl Into<String>) {
+        self.refused = true;
+        self.reason = why.into();
+    }
+
+    /// Is it on its way out, so that its volume will be free?
+    pub fn is_leaving(&self) -> bool {
+        self.service == Service::Draining || matches!(self.state, XenbusState::Closing | XenbusState::Closed)
+    }
+
+    /// Where it stands, for people.
+    pub fn phase(&self, now: Instant) -> Phase {
+        let slow = self.draining.is_some_and(|since| now.duration_since(since) >= DRAIN_PATIENCE);
+        match (self.state, self.service) {
+            _ if self.held || slow => Phase::Held,
+            _ if self.busy => Phase::Busy,
+            _ if self.refused || !self.reason.is_empty() => Phase::Failed,
+            (_, Service::Draining) => Phase::Closing,
+            (XenbusState::Closed, _) => Phase::Closed,
+            (XenbusState::Closing, _) => Phase::Closing,
+            (XenbusState::Connected, _) => Phase::Connected,
+            (_, Service::Connecting | Service::Connected) => Phase::Connecting,
+            (XenbusState::InitWait, _) => Phase::Ready,
+            _ => Phase::Waiting,
+        }
+    }
+
+    /// The reason that goes with the phase.
+    pub fn published_reason(&self, phase: Phase) -> String {
+        match phase {
+            Phase::Held if self.reason.is_empty() => {
+                format!("its last I/O has not ended after {} s", DRAIN_PATIENCE.as_secs())
+            }
+            Phase::Held => format!("{}; its last I/O has not ended", self.reason),
+            Phase::Waiting if self.waiting.is_some() => "its volume is being given up by another device".into(),
+            _ => self.reason.clone(),
+        }
+    }
+}

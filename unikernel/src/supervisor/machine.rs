@@ -1,0 +1,261 @@
+//! When a backend does what: pure decisions about one device, from what the store says and where its parts stand.
+//!
+//! ```text
+//!             volume opened           ring keys read, worker connected
+//! Initialising ----------> InitWait ----------------------------------> Connected
+//!      ^                    ^   |                                           |
+//!      |                    |   '-----------.      frontend Closing: Closing|(the ring stays in use)
+//!      |   frontend back in |               v                               v
+//!      |   Initialising     '---- Closed <--- worker has drained <--- frontend Closed or gone
+//!      |                            |
+//!      new directory                '--online = 0--> directory removed
+//! ```
+//! One step is taken at a time; whoever carries it out looks at the store again and asks anew. So events may be
+//! lost, merged or repeated without harm.
+
+use std::time::Instant;
+
+use crate::store::XenbusState;
+
+/// What the store says about a device, all of it read in one transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The backend's own `state`; none when the directory is gone.
+    pub backend: Option<XenbusState>,
+    /// `online`: the toolstack wants the device to be there.
+    pub online: bool,
+    /// The frontend's `state`; Unknown when its directory is gone.
+    pub frontend: XenbusState,
+}
+
+/// Where the device's parts stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The state we wrote last.
+    pub state: XenbusState,
+    /// The volume is open.
+    pub volume: bool,
+    /// The device will not be served as it is.
+    pub refused: bool,
+    /// What a worker does for it.
+    pub service: Service,
+    /// InitWait is kept up until then.
+    pub dwell: Option<Instant>,
+    /// We are ending.
+    pub stopping: bool,
+}
+
+/// What a worker does for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Nothing; it holds nothing either.
+    None,
+    /// It was asked to connect.
+    Connecting,
+    /// It serves.
+    Connected,
+    /// It was asked to disconnect, or died and is fenced.
+    Draining,
+}
+
+/// The next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing to do before something changes.
+    Wait,
+    /// Nothing to do before this moment.
+    WaitUntil(Instant),
+    /// Open the volume, or look again whether it can be opened.
+    OpenVolume,
+    /// Publish what the frontend needs, then InitWait.
+    Offer,
+    /// Read what the frontend chose and have a worker connect.
+    Connect,
+    /// Publish the disk, then Connected.
+    Announce,
+    /// Have the worker finish and let go.
+    Disconnect,
+    /// Write this state.
+    Switch(XenbusState),
+    /// Remove our directory, let the volume go, forget the device.
+    Remove,
+    /// The directory is gone already: let the volume go, forget the device.
+    Forget,
+}
+
+/// Decides.
+pub fn next(seen: &Seen, parts: &Parts, now: Instant) -> Step {
+    use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Unknown};
+    let Some(in_store) = seen.backend else {
+        return match parts.service {
+            Service::None => Step::Forget,
+            Service::Draining => Step::Wait,
+            Service::Connecting | Service::Connected => Step::Disconnect,
+        };
+    };
+    // dom0 writes Closing into our own directory to ask for a detach.
+    let asked = !seen.online || parts.stopping || matches!(in_store, Closing | Closed);
+    match parts.state {
+        Closed => match parts.service {
+            Service::Draining => Step::Wait,
+            Service::Connecting | Service::Connected => Step::Disconnect,
+            Service::None if !seen.online => Step::Remove,
+            Service::None if parts.stopping || seen.frontend != Initialising => Step::Wait,
+            Service::None if parts.refused => Step::Wait,
+            Service::None if !parts.volume => Step::OpenVolume,
+            Service::None => Step::Offer,
+        },
+        _ if parts.service == Service::Draining => Step::Wait,
+        Initialising | Unknown if asked => Step::Switch(Closed),
+        Initialising | Unknown if seen.frontend == Unknown || parts.refused => Step::Wait,
+        Initialising | Unknown if !parts.volume => Step::OpenVolume,
+        Initialising | Unknown => Step::Offer,
+        InitWait if parts.service == Service::None => {
+            // Nothing is shared yet, so nobody has to be waited for.
+            if asked || parts.refused || matches!(seen.frontend, Unknown | Closed | Closing) {
+                return Step::Switch(Closed);
+            }
+            match (seen.frontend, parts.dwell) {
+                // A frontend may skip Initialised, and watch events may merge.
+                (Initialised | Connected, Some(dwell)) if now < dwell => Step::WaitUntil(dwell),
+                (Initialised | Connected, _) => Step::Connect,
+                _ => Step::Wait,
+            }
+        }
+        InitWait if asked || matches!(seen.frontend, Unknown | Closed | Closing) => Step::Disconnect,
+        InitWait if parts.service == Service::Connected => Step::Announce,
+        InitWait => Step::Wait,
+        // Closing, Connected, and what only a backend of before us can have written.
+        _ => match (parts.service, seen.frontend) {
+            (Service::None, Unknown | Closed | Initialising) => Step::Switch(Closed),
+            (Service::None, _) if asked => Step::Switch(Closed),
+            (Service::None, _) if parts.state != Closing => Step::Switch(Closing),
+            (Service::None, _) => Step::Wait,
+            (_, Unknown | Closed | Initialising) => Step::Disconnect,
+            _ if parts.stopping && parts.state == Closing => Step::Disconnect,
+            (_, Closing) if parts.state != Closing => Step::Switch(Closing),
+            _ if asked && parts.state != Closing => Step::Switch(Closing),
+            _ => Step::Wait,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Unknown};
+    use super::*;
+
+    fn seen(backend: XenbusState, online: bool, frontend: XenbusState) -> Seen {
+        Seen { backend: Some(backend), online, frontend }
+    }
+
+    fn parts(state: XenbusState, service: Service) -> Parts {
+        Parts { state, volume: true, refused: false, service, dwell: None, stopping: false }
+    }
+
+    fn step(seen: Seen, parts: Parts) -> Step {
+        next(&seen, &parts, Instant::now())
+    }
+
+    #[test]
+    fn a_device_comes_up() {
+        let new = Parts { volume: false, ..parts(Initialising, Service::None) };
+        assert_eq!(step(seen(Initialising, true, Initialising), new), Step::OpenVolume);
+        assert_eq!(step(seen(Initialising, true, Initialising), parts(Initialising, Service::None)), Step::Offer);
+        let waiting = parts(InitWait, Service::None);
+        assert_eq!(step(seen(InitWait, true, Initialising), waiting), Step::Wait);
+        assert_eq!(step(seen(InitWait, true, Initialised), waiting), Step::Connect);
+        assert_eq!(step(seen(InitWait, true, Connected), waiting), Step::Connect);
+        assert_eq!(step(seen(InitWait, true, Initialised), parts(InitWait, Service::Connecting)), Step::Wait);
+        assert_eq!(step(seen(InitWait, true, Initialised), parts(InitWait, Service::Connected)), Step::Announce);
+        assert_eq!(step(seen(Connected, true, Connected), parts(Connected, Service::Connected)), Step::Wait);
+    }
+
+    #[test]
+    fn init_wait_is_kept_up_for_the_dwell() {
+        let now = Instant::now();
+        let dwell = now + Duration::from_millis(500);
+        let waiting = Parts { dwell: Some(dwell), ..parts(InitWait, Service::None) };
+        let seen = seen(InitWait, true, Initialised);
+        assert_eq!(next(&seen, &waiting, now), Step::WaitUntil(dwell));
+        assert_eq!(next(&seen, &waiting, dwell), Step::Connect);
+    }
+
+    #[test]
+    fn a_detach_waits_for_the_guest_and_ends_with_the_directory() {
+        let serving = parts(Connected, Service::Connected);
+        assert_eq!(step(seen(Closing, false, Connected), serving), Step::Switch(Closing));
+        let closing = parts(Closing, Service::Connected);
+        assert_eq!(step(seen(Closing, false, Connected), closing), Step::Wait);
+        assert_eq!(step(seen(Closing, false, Closing), closing), Step::Wait);
+        assert_eq!(step(seen(Closing, false, Closed), closing), Step::Disconnect);
+        assert_eq!(step(seen(Closing, false, Closed), parts(Closing, Service::Draining)), Step::Wait);
+        assert_eq!(step(seen(Closing, false, Closed), parts(Closing, Service::None)), Step::Switch(Closed));
+        assert_eq!(step(seen(Closed, false, Closed), parts(Closed, Service::None)), Step::Remove);
+    }
+
+    #[test]
+    fn a_detach_before_anything_is_shared_waits_for_nobody() {
+        for state in [Initialising, InitWait] {
+            assert_eq!(step(seen(Closing, false, Initialising), parts(state, Service::None)), Step::Switch(Closed));
+        }
+        assert_eq!(step(seen(Closing, false, Initialised), parts(InitWait, Service::Connecting)), Step::Disconnect);
+    }
+
+    #[test]
+    fn a_destroyed_guest_is_let_go_of() {
+        for state in [InitWait, Connected, Closing] {
+            let destroyed = seen(Closing, false, Unknown);
+            assert_eq!(step(destroyed, parts(state, Service::Connected)), Step::Disconnect);
+            assert_eq!(step(destroyed, parts(state, Service::None)), Step::Switch(Closed));
+        }
+    }
+
+    #[test]
+    fn a_guest_may_close_and_come_back() {
+        let serving = parts(Connected, Service::Connected);
+        assert_eq!(step(seen(Connected, true, Closing), serving), Step::Switch(Closing));
+        assert_eq!(step(seen(Closing, true, Closed), parts(Closing, Service::Connected)), Step::Disconnect);
+        let closed = parts(Closed, Service::None);
+        assert_eq!(step(seen(Closed, true, Closed), closed), Step::Wait);
+        assert_eq!(step(seen(Closed, true, Initialising), closed), Step::Offer);
+        // A crash kernel starts over without having closed.
+        assert_eq!(step(seen(Connected, true, Initialising), serving), Step::Disconnect);
+        assert_eq!(step(seen(Connected, true, Initialising), parts(Connected, Service::None)), Step::Switch(Closed));
+    }
+
+    #[test]
+    fn a_dead_worker_closes_the_device_and_a_detach_stays_clean() {
+        // The state machine sees a device without service in Connected.
+        assert_eq!(step(seen(Connected, true, Connected), parts(Connected, Service::Draining)), Step::Wait);
+        assert_eq!(step(seen(Connected, true, Connected), parts(Connected, Service::None)), Step::Switch(Closing));
+        assert_eq!(step(seen(Closing, true, Connected), parts(Closing, Service::None)), Step::Switch(Closed));
+    }
+
+    #[test]
+    fn a_refused_device_stays_where_it_is_until_it_is_taken_away() {
+        let refused = Parts { refused: true, volume: false, ..parts(Initialising, Service::None) };
+        assert_eq!(step(seen(Initialising, true, Initialising), refused), Step::Wait);
+        assert_eq!(step(seen(Closing, false, Initialising), refused), Step::Switch(Closed));
+    }
+
+    #[test]
+    fn a_directory_that_vanished_is_forgotten_once_nothing_is_in_use() {
+        let gone = Seen { backend: None, online: false, frontend: Unknown };
+        assert_eq!(step(gone, parts(Connected, Service::Connected)), Step::Disconnect);
+        assert_eq!(step(gone, parts(Connected, Service::Draining)), Step::Wait);
+        assert_eq!(step(gone, parts(Connected, Service::None)), Step::Forget);
+    }
+
+    #[test]
+    fn stopping_closes_without_the_guest_and_leaves_the_directory() {
+        let stop = |state, service| Parts { stopping: true, ..parts(state, service) };
+        let connected = seen(Connected, true, Connected);
+        assert_eq!(step(connected, stop(Connected, Service::Connected)), Step::Switch(Closing));
+        assert_eq!(step(seen(Closing, true, Connected), stop(Closing, Service::Connected)), Step::Disconnect);
+        assert_eq!(step(seen(Closing, true, Connected), stop(Closing, Service::None)), Step::Switch(Closed));
+        assert_eq!(step(seen(Closed, true, Connected), stop(Closed, Service::None)), Step::Wait);
+    }
+}

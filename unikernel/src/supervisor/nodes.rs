@@ -1,0 +1,269 @@
+//! A device's nodes: reading them as strictly as hostile input deserves, and writing our own.
+
+use crate::store::XenbusState;
+use blkback::config::{DiskParams, Negotiated, Offer};
+use blkback::keys::{self, KeyError};
+use xenstore::{Client, Error, Store};
+
+use super::machine::Seen;
+use super::volume::Opened;
+use crate::publish::{self, Phase};
+use crate::store::Nodes;
+
+/// Which device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// The guest's domain.
+    pub guest: u16,
+    /// The device's number.
+    pub devid: u32,
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "vbd-{}-{}", self.guest, self.devid)
+    }
+}
+
+/// Below the domain's own directory: the tree of disks.
+pub const TREE: &str = "backend/vbd";
+
+impl Name {
+    /// From the two directory names; nothing but plain decimal numbers.
+    pub fn parse(guest: &str, devid: &str) -> Option<Name> {
+        let plain = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            digits && (text == "0" || !text.starts_with('0'))
+        };
+        if !plain(guest) || !plain(devid) {
+            return None;
+        }
+        let guest: u16 = guest.parse().ok()?;
+        let devid: u32 = devid.parse().ok()?;
+        // Reserved domids start at 0x7FF0, and a devid is signed in C.
+        (guest < 0x7FF0 && devid < 1 << 31).then_some(Name { guest, devid })
+    }
+
+    /// Our directory, below the domain's own.
+    pub fn backend(&self) -> String {
+        format!("{TREE}/{}/{}", self.guest, self.devid)
+    }
+
+    /// The frontend's directory.
+    pub fn frontend(&self) -> String {
+        format!("/local/domain/{}/device/vbd/{}", self.guest, self.devid)
+    }
+}
+
+/// What the toolstack wrote once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// The volume's name.
+    pub volume: String,
+    /// The guest may only read.
+    pub read_only: bool,
+    /// A CD-ROM, for `info`.
+    pub cdrom: bool,
+    /// `removable`, for `info`.
+    pub removable: bool,
+}
+
+/// Reads what the toolstack wrote; the error is a sentence.
+///
+/// # Errors
+/// The outer one when the store does not answer.
+pub fn describe(store: &mut Client, name: Name) -> Result<Result<Description, String>, Error> {
+    let dir = name.backend();
+    store.transaction(|tx| {
+        let mut key =
+            |key: &str| -> Result<String, Error> { Ok(tx.text(&format!("{dir}/{key}"))?.unwrap_or_default()) };
+        let (frontend, id) = (key("frontend")?, key("frontend-id")?);
+        if frontend != name.frontend() || id != name.guest.to_string() {
+            return Ok(Err(format!(
+                "frontend = {} and frontend-id = {} do not belong to this directory",
+                keys::Excerpt::new(frontend.as_bytes()),
+                keys::Excerpt::new(id.as_bytes())
+            )));
+        }
+        let mode = key("mode")?;
+        Ok(Ok(Description {
+            volume: key("params")?,
+            read_only: !mode.starts_with('w'),
+            cdrom: key("device-type")? == "cdrom",
+            removable: key("removable")? == "1",
+        }))
+    })
+}
+
+/// Reads what may change, in one transaction.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn look(store: &mut Client, name: Name) -> Result<Seen, Error> {
+    let (backend, frontend) = (name.backend(), name.frontend());
+    store.transaction(|tx| {
+        let ours = tx.read_optional(&format!("{backend}/state"))?;
+        let online = tx.read_optional(&format!("{backend}/online"))?;
+        // Where the guest's directory is gone C xenstored says EACCES, for we may not read its parent.
+        let theirs = match tx.read_optional(&format!("{frontend}/state")) {
+            Err(error) if error.is_permission() => None,
+            other => other?,
+        };
+        Ok(Seen {
+            backend: ours.map(|state| XenbusState::parse(&state)),
+            online: online.as_deref() == Some(b"1"),
+            frontend: theirs.map_or(XenbusState::Unknown, |state| XenbusState::parse(&state)),
+        })
+    })
+}
+
+/// Publishes what a frontend needs to lay out its rings, and what a toolstack waits for.
+///
+/// # Errors
+/// When the store does not answer, or the directory is gone.
+pub fn offer(store: &mut Client, name: Name, offer: &Offer, volume: &Opened) -> Result<(), Error> {
+    let dir = name.backend();
+    let path = volume.path.as_ref().map(|path| path.display().to_string());
+    store.transaction(|tx| {
+        tx.read(&format!("{dir}/state"))?;
+        for (key, value) in keys::early(offer) {
+            tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
+        }
+        if let Some(path) = &path {
+            tx.write(&format!("{dir}/physical-device-path"), path.as_bytes())?;
+        }
+        tx.rm(&format!("{dir}/hotplug-error"))?;
+        tx.write(&format!("{dir}/hotplug-status"), b"connected")
+    })
+}
+
+/// Reads what the frontend chose, in one transaction.
+///
+/// # Errors
+/// The outer one when the store does not answer.
+pub fn negotiated(store: &mut Client, name: Name, offer: &Offer) -> Result<Result<Negotiated, KeyError>, Error> {
+    let dir = name.frontend();
+    store.transaction(|tx| {
+        let mut failure = None;
+        let read = Negotiated::read(offer, &mut |key| {
+            tx.read_optional(&format!("{dir}/{key}")).map_err(|error| {
+                let text = std::io::Error::other(error.to_string());
+                failure = Some(error);
+                text
+            })
+        });
+        match failure {
+            // A conflict has to reach the transaction as what it is.
+            Some(error) => Err(error),
+            None => Ok(read),
+        }
+    })
+}
+
+/// Publishes the disk and goes to Connected, in one transaction, unless somebody has changed our state meanwhile.
+///
+/// # Errors
+/// When the store does not answer, or the directory is gone.
+pub fn announce(
+    store: &mut Client,
+    name: Name,
+    offer: &Offer,
+    disk: &DiskParams,
+    about: &Description,
+) -> Result<bool, Error> {
+    let dir = name.backend();
+    store.transaction(|tx| {
+        if XenbusState::parse(&tx.read(&format!("{dir}/state"))?) != XenbusState::InitWait {
+            return Ok(false);
+        }
+        for (key, value) in keys::late(offer, disk, about.cdrom, about.removable) {
+            tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
+        }
+        write_state(tx, &dir, XenbusState::Connected)?;
+        Ok(true)
+    })
+}
+
+/// Writes a state, if the directory is still there: writing would bring it back.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn switch(store: &mut Client, name: Name, state: XenbusState) -> Result<(), Error> {
+    let dir = name.backend();
+    store.transaction(|tx| match tx.read_optional(&format!("{dir}/state"))? {
+        Some(_) => write_state(tx, &dir, state),
+        None => Ok(()),
+    })
+}
+
+fn write_state(store: &mut impl Store, dir: &str, state: XenbusState) -> Result<(), Error> {
+    store.write(&format!("{dir}/state"), (state as u8).to_string().as_bytes())
+}
+
+/// Tells the toolstack why a device is not served.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn refuse(store: &mut Client, name: Name, why: &str, busy: bool) -> Result<(), Error> {
+    let dir = name.backend();
+    store.transaction(|tx| {
+        if tx.read_optional(&format!("{dir}/state"))?.is_some() {
+            tx.write(&format!("{dir}/hotplug-error"), why.as_bytes())?;
+            let status: &[u8] = if busy { b"busy" } else { b"error" };
+            tx.write(&format!("{dir}/hotplug-status"), status)?;
+        }
+        // Where kernel backends put it.
+        tx.write(&error_node(name), why.as_bytes())
+    })
+}
+
+fn error_node(name: Name) -> String {
+    format!("error/{}/error", name.backend())
+}
+
+/// Publishes where a device stands.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn publish(store: &mut Client, name: Name, phase: Phase, reason: &str, path: &str) -> Result<(), Error> {
+    let dir = publish::device(name.guest, name.devid);
+    store.transaction(|tx| {
+        tx.write(&format!("{dir}/phase"), phase.name().as_bytes())?;
+        tx.write(&format!("{dir}/reason"), reason.as_bytes())?;
+        tx.write(&format!("{dir}/path"), path.as_bytes())
+    })
+}
+
+/// Removes our directory, which tells the toolstack that the device is gone, and what we published of it.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn remove(store: &mut Client, name: Name) -> Result<(), Error> {
+    clean(store, name)?;
+    store.rm(&name.backend())
+}
+
+/// Removes what we published of a device.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn clean(store: &mut Client, name: Name) -> Result<(), Error> {
+    store.rm(&publish::device(name.guest, name.devid))?;
+    store.rm(&format!("error/{}", name.backend()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_numbers_name_a_device() {
+        assert_eq!(Name::parse("3", "51712"), Some(Name { guest: 3, devid: 51712 }));
+        assert_eq!(Name::parse("0", "0"), Some(Name { guest: 0, devid: 0 }));
+        for (guest, devid) in
+            [("", "1"), ("1", ""), ("+1", "1"), ("01", "1"), ("1", "2147483648"), ("32752", "1"), ("1", "x")]
+        {
+            assert_eq!(Name::parse(guest, devid), None, "{guest} {devid}");
+        }
+    }
+}

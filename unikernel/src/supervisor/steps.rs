@@ -1,0 +1,273 @@
+//! Carrying out what [`super::machine`] decides, one device at a time.
+
+use std::time::Instant;
+
+use crate::store::XenbusState;
+use blkback::config::{Connect, Negotiated, Offer};
+use grant::DomId;
+use xenstore::Error;
+
+use super::device::{Device, WorkerId};
+use super::guest::{Guest, Life};
+use super::machine::{self, Seen, Service, Step};
+use super::nodes::{self, Name};
+use super::{MAX_DEVICES, Supervisor, SupervisorError};
+use crate::publish;
+
+/// Steps of one look; what is left after that waits for the next round, so that no device keeps the others waiting.
+const STEPS: usize = 8;
+
+impl Supervisor {
+    /// Brings a device as far as it can be brought now.
+    pub(super) fn drive(&mut self, name: Name) -> Result<(), SupervisorError> {
+        match self.steps(name) {
+            Ok(()) => {}
+            Err(error @ (Error::Connection { .. } | Error::Io { .. } | Error::Protocol(_))) => return Err(error.into()),
+            // A quota, a permission, a conflict without end: this device's trouble alone.
+            Err(error) => {
+                self.say(name, &error.to_string());
+                if let Some(device) = self.devices.get_mut(&name) {
+                    device.refuse(error.to_string());
+                }
+            }
+        }
+        self.publish(name)
+    }
+
+    fn steps(&mut self, name: Name) -> Result<(), Error> {
+        for _ in 0..STEPS {
+            let seen = nodes::look(&mut self.store, name)?;
+            if !self.devices.contains_key(&name) && !self.adopt(name, &seen)? {
+                return Ok(());
+            }
+            let stopping = self.stopping.is_some();
+            let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
+            if device.state == XenbusState::Closed && seen.frontend != XenbusState::Initialising {
+                // A frontend that comes back gets another chance; the reason stays until it does.
+                device.refused = false;
+            }
+            let now = Instant::now();
+            match machine::next(&seen, &device.parts(stopping), now) {
+                Step::Wait => return Ok(()),
+                Step::WaitUntil(at) => {
+                    device.timer = Some(at);
+                    return Ok(());
+                }
+                Step::OpenVolume => {
+                    if !self.open_volume(name, now)? {
+                        return Ok(());
+                    }
+                }
+                Step::Offer => self.offer(name, now)?,
+                Step::Connect => self.connect(name)?,
+                Step::Announce => self.announce(name)?,
+                Step::Disconnect => self.disconnect(name, now),
+                Step::Switch(state) => {
+                    nodes::switch(&mut self.store, name, state)?;
+                    device.state = state;
+                }
+                Step::Remove => {
+                    nodes::remove(&mut self.store, name)?;
+                    return self.forget(name);
+                }
+                Step::Forget => {
+                    nodes::clean(&mut self.store, name)?;
+                    return self.forget(name);
+                }
+            }
+        }
+        self.dirty.insert(name);
+        Ok(())
+    }
+
+    /// A directory that is new to us. False when there is nothing to look after.
+    fn adopt(&mut self, name: Name, seen: &Seen) -> Result<bool, Error> {
+        let Some(state) = seen.backend else { return Ok(false) };
+        if self.devices.len() >= MAX_DEVICES {
+            self.say(name, &format!("not served: there are {MAX_DEVICES} devices already"));
+            return Ok(false);
+        }
+        let mut device = Device::found(state);
+        match nodes::describe(&mut self.store, name)? {
+            Ok(about) => device.about = Some(about),
+            Err(why) => device.refuse(why),
+        }
+        let refused = device.refused.then(|| device.reason.clone());
+        self.devices.insert(name, device);
+        // The first event comes at once and is one look too many, which does no harm.
+        self.store.watch(&format!("{}/state", name.frontend()), &name.to_string())?;
+        if let Some(why) = refused {
+            self.refuse(name, &why, false)?;
+        }
+        Ok(true)
+    }
+
+    /// Publishes what the frontend needs, then goes to InitWait, by a write of its own.
+    fn offer(&mut self, name: Name, now: Instant) -> Result<(), Error> {
+        let offer = self.config.backend.offer();
+        let dwell = self.config.backend.dwell();
+        // Threads and rings are there before anything of the guest's is looked at.
+        let worker = self.worker(name.guest);
+        let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
+        let Some(volume) = &device.volume else { return Ok(()) };
+        if let Err(error) = worker {
+            return self.refuse(name, &format!("no worker can be started: {error}"), false);
+        }
+        nodes::offer(&mut self.store, name, &offer, volume)?;
+        nodes::switch(&mut self.store, name, XenbusState::InitWait)?;
+        device.state = XenbusState::InitWait;
+        device.reason.clear();
+        device.path.clear();
+        // Only a toolstack that waits for a new device has to see InitWait; a guest that comes back has seen it.
+        device.dwell = (!device.offered).then(|| now + dwell);
+        device.offered = true;
+        Ok(())
+    }
+
+    /// Reads what the frontend chose and hands the disk to the guest's worker.
+    fn connect(&mut self, name: Name) -> Result<(), Error> {
+        let offer = self.config.backend.offer();
+        let negotiated = match nodes::negotiated(&mut self.store, name, &offer)? {
+            Ok(negotiated) => negotiated,
+            Err(error) => return self.refuse(name, &error.to_string(), false),
+        };
+        let worker = match self.worker(name.guest) {
+            Ok(worker) => worker,
+            Err(error) => return self.refuse(name, &format!("no worker can be started: {error}"), false),
+        };
+        let result = {
+            let (Some(device), Some(process)) = (self.devices.get(&name), self.workers.get(&worker)) else {
+                return Ok(());
+            };
+            let Some(volume) = &device.volume else { return Ok(()) };
+            let connect = Connect {
+                guest: name.guest,
+                devid: name.devid,
+                max_persistent: max_persistent(&negotiated, &offer),
+                negotiated,
+                disk: volume.disk.clone(),
+                fixed_buffers: self.config.backend.fixed_buffers,
+                zero_copy: self.zero_copy,
+            };
+            let fd = volume.fd.as_ref().map(std::os::fd::AsFd::as_fd);
+            process.connect(&self.world, self.own, connect, fd)
+        };
+        match (result, self.devices.get_mut(&name)) {
+            (Ok(meter), Some(device)) => {
+                device.meter = Some(meter);
+                device.worker = Some(worker);
+                device.service = Service::Connecting;
+                Ok(())
+            }
+            (Err(error), _) => self.refuse(name, &format!("its worker cannot be told of it: {error}"), false),
+            (Ok(_), None) => Ok(()),
+        }
+    }
+
+    fn announce(&mut self, name: Name) -> Result<(), Error> {
+        let offer = self.config.backend.offer();
+        let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
+        let (Some(volume), Some(about)) = (&device.volume, &device.about) else { return Ok(()) };
+        if nodes::announce(&mut self.store, name, &offer, &volume.disk, about)? {
+            device.state = XenbusState::Connected;
+            tracing::info!(device = %name, volume = about.volume, path = device.path, "connected");
+        }
+        Ok(())
+    }
+
+    fn disconnect(&mut self, name: Name, now: Instant) {
+        let Some(device) = self.devices.get_mut(&name) else { return };
+        let worker = device.worker.and_then(|id| self.workers.get_mut(&id));
+        match worker {
+            Some(worker) if worker.life == Life::Running => {
+                if let Err(error) = worker.disconnect(name.devid) {
+                    // One that takes no message any more is of no use to its other disks either.
+                    worker.kill(&format!("it takes no messages ({error})"));
+                }
+                device.service = Service::Draining;
+                device.draining = Some(now);
+                device.timer = Some(now + super::device::DRAIN_PATIENCE);
+            }
+            // Dead and not fenced: the fence ends it.
+            Some(_) => device.service = Service::Draining,
+            None => device.service = Service::None,
+        }
+    }
+
+    /// The guest's running worker, started if there is none.
+    fn worker(&mut self, guest: u16) -> std::io::Result<WorkerId> {
+        if let Some(id) = self.current.get(&guest)
+            && self.workers.get(id).is_some_and(|worker| worker.life == Life::Running)
+        {
+            return Ok(*id);
+        }
+        let threads = self.config.backend.worker_threads();
+        let worker = Guest::start(&self.world, self.own, DomId(guest), threads)?;
+        let id = self.next_worker;
+        self.next_worker += 1;
+        self.workers.insert(id, worker);
+        self.current.insert(guest, id);
+        Ok(id)
+    }
+
+    /// Gives up on a device and says so everywhere.
+    pub(super) fn refuse(&mut self, name: Name, why: &str, busy: bool) -> Result<(), Error> {
+        self.say(name, why);
+        if let Some(device) = self.devices.get_mut(&name) {
+            device.refuse(why);
+            device.busy = busy;
+        }
+        // Published before the toolstack is woken: it looks here for more than one word.
+        self.publish_now(name)?;
+        nodes::refuse(&mut self.store, name, why, busy)
+    }
+
+    /// The device is gone.
+    fn forget(&mut self, name: Name) -> Result<(), Error> {
+        if self.devices.remove(&name).is_some() {
+            tracing::info!(device = %name, "gone");
+            match self.store.unwatch(&format!("{}/state", name.frontend()), &name.to_string()) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        self.publish_volumes()?;
+        if self.devices.keys().all(|other| other.guest != name.guest) {
+            self.voices.remove(&name.guest);
+            // Nothing left to serve: the worker ends when its socket closes.
+            if let Some(worker) = self.current.remove(&name.guest).and_then(|id| self.workers.remove(&id)) {
+                self.retired.push(worker.retire());
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes where a device stands, if that has changed.
+    fn publish(&mut self, name: Name) -> Result<(), SupervisorError> {
+        Ok(self.publish_now(name)?)
+    }
+
+    fn publish_now(&mut self, name: Name) -> Result<(), Error> {
+        let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
+        let phase = device.phase(Instant::now());
+        let now = (phase, device.published_reason(phase), device.path.clone());
+        if device.published.as_ref() != Some(&now) {
+            nodes::publish(&mut self.store, name, phase, &now.1, &now.2)?;
+            if phase == publish::Phase::Held {
+                tracing::error!(device = %name, "held: {}", now.1);
+            }
+            device.published = Some(now);
+        }
+        Ok(())
+    }
+}
+
+/// Grants that a queue keeps mapped: as many as a frontend can have in flight, so that a well-behaved one never sees
+/// one taken away; at least what Linux's own backend keeps.
+fn max_persistent(negotiated: &Negotiated, offer: &Offer) -> u32 {
+    let pages = negotiated.queues.iter().map(|queue| queue.ring_refs.len()).max().unwrap_or(1);
+    let entries = grant::ring::entries(pages, negotiated.abi.slot_size());
+    // An indirect request has pages of segments besides its data.
+    let segments = u32::from(offer.max_indirect).max(11) + 1;
+    entries.saturating_mul(segments).clamp(1056, 16_384)
+}

@@ -1,0 +1,120 @@
+//! Volumes by name: opening one for a device, and publishing who has what.
+
+use std::time::Instant;
+
+use xenstore::{Error, Store};
+
+use super::device::{BUSY_PATIENCE, VOLUME_PATIENCE, VOLUME_RETRY};
+use super::nodes::Name;
+use super::volume::{self, VolumeError};
+use super::{Supervisor, SupervisorError};
+use crate::publish::{self, VolumeNode};
+use crate::vdev::Vdev;
+
+impl Supervisor {
+    /// Says at once what is wrong with a volume; only when none can be used is there nothing to do.
+    pub(super) fn check_volumes(&mut self) -> Result<(), SupervisorError> {
+        let mut usable = 0;
+        let mut last = None;
+        for volume in &self.config.volumes {
+            let found = match volume::check(volume) {
+                Ok(bytes) => {
+                    usable += 1;
+                    (bytes, String::new())
+                }
+                Err(error) => {
+                    tracing::error!("{error}");
+                    let text = error.to_string();
+                    last = Some(error);
+                    (0, text)
+                }
+            };
+            self.sizes.insert(volume.name.clone(), found);
+        }
+        if let (0, Some(error)) = (usable, last) {
+            return Err(SupervisorError::Unusable(error.to_string()));
+        }
+        self.publish_volumes()?;
+        Ok(())
+    }
+
+    /// Opens the device's volume, or finds out why not. False when there is nothing more to do for now.
+    pub(super) fn open_volume(&mut self, name: Name, now: Instant) -> Result<bool, Error> {
+        let Some(about) = self.devices.get(&name).and_then(|device| device.about.clone()) else {
+            return Ok(false);
+        };
+        let Some(volume) = self.config.volume(&about.volume) else {
+            let names: Vec<&str> = self.config.volumes.iter().map(|volume| volume.name.as_str()).collect();
+            let asked: String = about.volume.escape_debug().take(64).collect();
+            let why = format!("{} has no volume \"{asked}\" (it has: {})", self.config.vm.name, names.join(", "));
+            self.refuse(name, &why, false)?;
+            return Ok(false);
+        };
+        if volume.read_only && !about.read_only {
+            let why = format!("volume {} is read-only: attach it with --ro (mode r)", volume.name);
+            self.refuse(name, &why, false)?;
+            return Ok(false);
+        }
+        match volume::open(volume, about.read_only) {
+            Ok(opened) => {
+                self.sizes.insert(about.volume, (opened.disk.sectors * 512, String::new()));
+                if let Some(device) = self.devices.get_mut(&name) {
+                    device.volume = Some(opened);
+                    device.waiting = None;
+                    device.busy = false;
+                }
+                self.publish_volumes()?;
+                Ok(true)
+            }
+            Err(VolumeError::Unusable(why)) => {
+                self.refuse(name, &why, false)?;
+                Ok(false)
+            }
+            Err(VolumeError::Busy(why)) => self.wait_for_volume(name, now, &about.volume, why),
+        }
+    }
+
+    /// A volume that is being given up is waited for; one in good use is not.
+    fn wait_for_volume(&mut self, name: Name, now: Instant, volume: &str, why: String) -> Result<bool, Error> {
+        let holder = self
+            .devices
+            .iter()
+            .find(|(other, device)| **other != name && device.volume.is_some() && uses(device, volume));
+        let patience = match holder {
+            Some((_, device)) if !device.is_leaving() => BUSY_PATIENCE,
+            _ => VOLUME_PATIENCE,
+        };
+        let why = match holder {
+            Some((other, _)) => {
+                format!("volume {volume} is in use by {} of domain {}", Vdev(other.devid), other.guest)
+            }
+            None => why,
+        };
+        let Some(device) = self.devices.get_mut(&name) else { return Ok(false) };
+        let since = *device.waiting.get_or_insert(now);
+        if now.duration_since(since) < patience {
+            device.timer = Some(now + VOLUME_RETRY);
+            return Ok(false);
+        }
+        self.refuse(name, &why, true)?;
+        Ok(false)
+    }
+
+    /// Publishes every volume with its users.
+    pub(super) fn publish_volumes(&mut self) -> Result<(), Error> {
+        for volume in &self.config.volumes {
+            let users = self.devices.iter().filter(|(_, device)| device.volume.is_some() && uses(device, &volume.name));
+            let used_by = users.map(|(name, _)| name.to_string()).collect();
+            let (size, error) = self.sizes.get(&volume.name).cloned().unwrap_or_default();
+            let mode = if volume.read_only { "ro" } else { "rw" }.to_owned();
+            let node = VolumeNode { size, mode, used_by, error };
+            let text = serde_json::to_vec(&node).unwrap_or_default();
+            self.store.write(&format!("{}/volumes/{}", publish::ROOT, volume.name), &text)?;
+        }
+        Ok(())
+    }
+}
+
+fn uses(device: &super::device::Device, volume: &str) -> bool {
+    device.about.as_ref().is_some_and(|about| about.volume == volume)
+}

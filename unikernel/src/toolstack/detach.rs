@@ -1,0 +1,129 @@
+//! `windsor detach` in the embedded world: takes a disk away from a guest.
+
+use std::time::{Duration, Instant};
+
+use crate::store::XenbusState;
+use xenstore::{Client, Error, Store};
+
+use super::domain::{self, Domain};
+use super::look::Seen;
+use super::{Paths, Refusal};
+use crate::store::Nodes;
+use crate::vdev::Vdev;
+
+/// The disk to take away.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Whose.
+    pub guest: Domain,
+    /// Which.
+    pub vdev: Vdev,
+    /// Where.
+    pub paths: Paths,
+}
+
+/// Finds a disk of a guest.
+///
+/// # Errors
+/// [`Refusal::NotFound`] with the disks there are.
+pub fn find(store: &mut Client, guest: &str, vdev: Vdev) -> Result<Found, Refusal> {
+    let guest = domain::find(store, guest, "guest")?;
+    let root = format!("/local/domain/{}/device/vbd", guest.domid);
+    let backend = store.text(&format!("{root}/{}/backend", vdev.0))?;
+    // `/local/domain/SERVICE/backend/vbd/...`: the guest could have written anything into its own copy.
+    let libxl = store.text(&format!("/libxl/{}/device/vbd/{}/backend", guest.domid, vdev.0))?;
+    let service =
+        libxl.or(backend).and_then(|path| path.strip_prefix("/local/domain/")?.split_once('/')?.0.parse::<u16>().ok());
+    let Some(service) = service else {
+        let mut disks = store.list(&root)?;
+        disks.sort();
+        let disks: Vec<String> =
+            disks.iter().filter_map(|devid| devid.parse().ok().map(|devid| Vdev(devid).to_string())).collect();
+        let disks: Vec<&str> = disks.iter().map(String::as_str).collect();
+        return Err(Refusal::NotFound(format!(
+            "{} has no disk {vdev} (it has: {})",
+            guest.name,
+            domain::or_none(&disks)
+        )));
+    };
+    let paths = Paths::new(guest.domid, service, vdev.0);
+    Ok(Found { guest, vdev, paths })
+}
+
+/// Asks both sides to close, or takes the guest's side away, and waits until the backend is gone.
+///
+/// # Errors
+/// [`Refusal::TimedOut`] when one of them does not.
+pub fn run(store: &mut Client, found: &Found, force: bool, limit: Duration) -> Result<(), Refusal> {
+    let Paths { frontend, backend, .. } = &found.paths;
+    let asked = store.transaction(|tx| {
+        if tx.read_optional(&format!("{backend}/state"))?.is_none() {
+            return Ok(false);
+        }
+        if force {
+            tx.rm(frontend)?;
+        }
+        tx.write(&format!("{backend}/online"), b"0")?;
+        tx.write(&format!("{backend}/state"), b"5")?;
+        Ok(true)
+    })?;
+    if asked {
+        wait(store, found, limit)?;
+    }
+    // Nobody's backend any more: only our own nodes are left.
+    remove(store, &found.paths)?;
+    Ok(())
+}
+
+/// Waits until the backend is gone.
+///
+/// # Errors
+/// [`Refusal::TimedOut`] with both states.
+pub fn wait(store: &mut Client, found: &Found, limit: Duration) -> Result<(), Refusal> {
+    let Found { guest, vdev, paths } = found;
+    let deadline = Instant::now() + limit;
+    store.watch(&paths.backend, "windsor")?;
+    loop {
+        if store.read_optional(&format!("{}/state", paths.backend))?.is_none() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            let seen = Seen::read(store, paths)?;
+            let hint = match seen.frontend {
+                XenbusState::Unknown => "the service VM has not let go of it".to_owned(),
+                _ => format!("is it in use in {}? --force takes it away regardless", guest.name),
+            };
+            return Err(Refusal::TimedOut(format!(
+                "{vdev} of {} is not gone after {} s: {}; {hint}",
+                guest.name,
+                limit.as_secs(),
+                seen.describe()
+            )));
+        }
+        store.next_event(Some(deadline - now))?;
+    }
+}
+
+/// Removes what is left of a device, as libxl does when the backend is gone.
+pub(super) fn remove(store: &mut Client, paths: &Paths) -> Result<(), Error> {
+    let Paths { frontend, backend, libxl } = paths;
+    store.transaction(|tx| {
+        for path in [frontend, libxl, backend] {
+            tx.rm(path)?;
+        }
+        // Empty parents: device/vbd and device, backend/vbd/GUEST, backend/vbd.
+        for path in [frontend, libxl, backend] {
+            let mut parent = path.as_str();
+            for _ in 0..2 {
+                let Some((up, _)) = parent.rsplit_once('/') else { break };
+                if !up.contains("/vbd") || !tx.list(up)?.is_empty() {
+                    break;
+                }
+                tx.rm(up)?;
+                parent = up;
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,61 @@
+//! dom0's side of the embedded world: the nodes that libxl writes, in its order (toolstack.md A2, A5), and what can be
+//! read about domains and devices in any world.
+
+pub mod attach;
+pub mod detach;
+pub mod domain;
+pub mod look;
+
+/// Why a command of the operator did not do what it was asked for: one line, and the code to exit with.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It failed. Exit code 1.
+    #[error("{0}")]
+    Failed(String),
+    /// Something named does not exist, or a prerequisite is missing. Exit code 3.
+    #[error("{0}")]
+    NotFound(String),
+    /// It did not happen in time. Exit code 4.
+    #[error("{0}")]
+    TimedOut(String),
+    /// Somebody else has it. Exit code 5.
+    #[error("{0}")]
+    Busy(String),
+    /// The store did not answer. Exit code 1.
+    #[error("{0}")]
+    Store(#[from] xenstore::Error),
+}
+
+impl Refusal {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Refusal::Failed(_) | Refusal::Store(_) => 1,
+            Refusal::NotFound(_) => 3,
+            Refusal::TimedOut(_) => 4,
+            Refusal::Busy(_) => 5,
+        }
+    }
+}
+
+/// Where the nodes of one disk stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// `/local/domain/GUEST/device/vbd/DEVID`.
+    pub frontend: String,
+    /// `/local/domain/SERVICE/backend/vbd/GUEST/DEVID`.
+    pub backend: String,
+    /// `/libxl/GUEST/device/vbd/DEVID`.
+    pub libxl: String,
+}
+
+impl Paths {
+    /// For a device of `guest` served by `service`.
+    pub fn new(guest: u16, service: u16, devid: u32) -> Paths {
+        Paths {
+            frontend: format!("/local/domain/{guest}/device/vbd/{devid}"),
+            backend: format!("/local/domain/{service}/backend/vbd/{guest}/{devid}"),
+            libxl: format!("/libxl/{guest}/device/vbd/{devid}"),
+        }
+    }
+}
