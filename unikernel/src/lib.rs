@@ -3,11 +3,13 @@
 
 pub mod cli;
 pub mod config;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod init;
 pub mod keeper;
 pub mod message;
+pub mod nbd;
 pub mod publish;
 pub mod store;
 pub mod supervisor;

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use blkback::proto::{
-    Abi, BLKIF_OP_DISCARD, BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ,
-    BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER, BlkifRequest32, BlkifRequest64, BlkifRequestDiscard32,
-    BlkifRequestDiscard64, BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment,
-    SEGMENTS_PER_PAGE,
+    Abi, BLKIF_OP_DISCARD, BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ, BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER, BlkifRequest32, BlkifRequest64, BlkifRequestDiscard32, BlkifRequestDiscard64,
+    BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, SEGMENTS_PER_PAGE,
 };
 use grant::heap::{Heap, HeapGrants, HeapPorts};
 use grant::ring::BackRing;
@@ -51,17 +50,7 @@ impl Backend {
         let port = events.bind(FRONT, Port(port)).unwrap();
         let disk = (0..disk).map(|at| (at / 512) as u8).collect();
         let (seen, mapped) = (Vec::new(), BTreeMap::new());
-        Backend {
-            abi,
-            ring,
-            grants,
-            events,
-            port,
-            disk,
-            seen,
-            hoard: false,
-            mapped,
-        }
+        Backend { abi, ring, grants, events, port, disk, seen, hoard: false, mapped }
     }
 
     fn with<T>(&mut self, gref: u32, act: impl FnOnce(&grant::Pages) -> T) -> T {
@@ -104,32 +93,17 @@ impl Backend {
             (seen.id, seen.sector, seen.handle, count, grefs) = match self.abi {
                 Abi::X86_64 => {
                     let it = BlkifRequestIndirect64::read_from_prefix(slot).unwrap().0;
-                    (
-                        it.id,
-                        it.sector_number,
-                        it.handle,
-                        it.nr_segments,
-                        it.indirect_grefs,
-                    )
+                    (it.id, it.sector_number, it.handle, it.nr_segments, it.indirect_grefs)
                 }
                 Abi::X86_32 => {
                     let it = BlkifRequestIndirect32::read_from_prefix(slot).unwrap().0;
-                    (
-                        join(it.id),
-                        join(it.sector_number),
-                        it.handle,
-                        it.nr_segments,
-                        it.indirect_grefs,
-                    )
+                    (join(it.id), join(it.sector_number), it.handle, it.nr_segments, it.indirect_grefs)
                 }
             };
             for page in 0..usize::from(count).div_ceil(SEGMENTS_PER_PAGE) {
                 let left = usize::from(count) - page * SEGMENTS_PER_PAGE;
-                let mut segments =
-                    vec![BlkifRequestSegment::default(); left.min(SEGMENTS_PER_PAGE)];
-                self.with(grefs[page], |memory| {
-                    memory.read(0, segments.as_mut_bytes())
-                });
+                let mut segments = vec![BlkifRequestSegment::default(); left.min(SEGMENTS_PER_PAGE)];
+                self.with(grefs[page], |memory| memory.read(0, segments.as_mut_bytes()));
                 seen.segments.extend(segments);
             }
             return seen;
@@ -143,13 +117,7 @@ impl Backend {
                 }
                 Abi::X86_32 => {
                     let it = BlkifRequestDiscard32::read_from_prefix(slot).unwrap().0;
-                    (
-                        join(it.id),
-                        join(it.sector_number),
-                        it.handle,
-                        join(it.nr_sectors),
-                        it.flag,
-                    )
+                    (join(it.id), join(it.sector_number), it.handle, join(it.nr_sectors), it.flag)
                 }
             };
             seen.discard = (count, flag == 1);
@@ -163,13 +131,7 @@ impl Backend {
             }
             Abi::X86_32 => {
                 let it = BlkifRequest32::read_from_prefix(slot).unwrap().0;
-                (
-                    join(it.id),
-                    join(it.sector_number),
-                    it.handle,
-                    it.nr_segments,
-                    it.seg,
-                )
+                (join(it.id), join(it.sector_number), it.handle, it.nr_segments, it.seg)
             }
         };
         seen.segments.extend(&seg[..usize::from(count)]);

@@ -36,10 +36,7 @@ impl Gate {
 
     /// Takes no more requests; what the backend already has may still be answered.
     pub fn drain(&self) {
-        let open =
-            self.0
-                .state
-                .compare_exchange(OPEN, DRAINING, Ordering::AcqRel, Ordering::Acquire);
+        let open = self.0.state.compare_exchange(OPEN, DRAINING, Ordering::AcqRel, Ordering::Acquire);
         if open.is_ok() {
             self.wake();
         }
@@ -60,21 +57,11 @@ impl Gate {
 
     /// Has `waker` woken at every change.
     pub fn join(&self, waker: Waker) {
-        self.0
-            .wakers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(waker);
+        self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner).push(waker);
     }
 
     fn wake(&self) {
-        for waker in self
-            .0
-            .wakers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
+        for waker in self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             waker.wake();
         }
     }
@@ -98,7 +85,7 @@ impl Waker {
     }
 
     /// Takes all wakes back.
-    pub(super) fn clear(&self) {
+    pub fn clear(&self) {
         // Nothing to read is as good as having read it.
         let _ = rustix::io::read(&*self.0, &mut [0; 8]);
     }

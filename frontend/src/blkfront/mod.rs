@@ -5,6 +5,9 @@
 
 #[cfg(test)]
 mod backend;
+mod blocking;
+mod device;
+mod follow;
 mod gate;
 mod io;
 mod negotiate;
@@ -18,9 +21,11 @@ mod tests;
 mod transfer;
 mod wiring;
 
+pub use device::{DeviceError, Machine};
+pub use follow::{Blkfront, Event, FollowError, connect};
 pub use gate::{Gate, Waker};
 pub use io::{Completion, Counts, Op, Refusal, Refused, Request, Status};
-pub use negotiate::{Lookup, Properties, PropertyError, RingKeys, Rings, ring_keys};
+pub use negotiate::{Properties, PropertyError};
 pub use options::Options;
 pub use queue::Queue;
 pub use request::{Encoded, Encoder, Response};

@@ -30,21 +30,10 @@ impl Pool {
     ///
     /// # Errors
     /// The domain cannot grant the reserve.
-    pub fn new(
-        grants: &mut dyn GrantAccess,
-        peer: DomId,
-        reserve: usize,
-        most: usize,
-    ) -> io::Result<Pool> {
+    pub fn new(grants: &mut dyn GrantAccess, peer: DomId, reserve: usize, most: usize) -> io::Result<Pool> {
         let chunk = reserve.max(CHUNK);
         let most_chunks = most.div_ceil(chunk).max(1);
-        let mut pool = Pool {
-            chunks: Vec::new(),
-            chunk,
-            most_chunks,
-            free: Vec::new(),
-            exhausted: false,
-        };
+        let mut pool = Pool { chunks: Vec::new(), chunk, most_chunks, free: Vec::new(), exhausted: false };
         pool.grow(grants, peer)?;
         Ok(pool)
     }
@@ -59,13 +48,7 @@ impl Pool {
     }
 
     /// Takes `count` pages onto the end of `to`; false, and nothing taken, when there are too few.
-    pub fn take(
-        &mut self,
-        grants: &mut dyn GrantAccess,
-        peer: DomId,
-        count: usize,
-        to: &mut Vec<u32>,
-    ) -> bool {
+    pub fn take(&mut self, grants: &mut dyn GrantAccess, peer: DomId, count: usize, to: &mut Vec<u32>) -> bool {
         while self.free.len() < count {
             if self.exhausted || self.chunks.len() == self.most_chunks {
                 return false;
@@ -92,9 +75,7 @@ impl Pool {
 
     /// A page's memory, where in it, and its reference.
     pub fn page(&self, page: u32) -> Option<(&Pages, usize, u32)> {
-        self.chunks
-            .get(page as usize / self.chunk)?
-            .page(page as usize % self.chunk)
+        self.chunks.get(page as usize / self.chunk)?.page(page as usize % self.chunk)
     }
 
     /// Takes the pool apart, to end its grants.

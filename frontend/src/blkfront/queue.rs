@@ -64,12 +64,28 @@ pub struct Queue {
 const STARVED: Duration = Duration::from_millis(10);
 
 impl Queue {
-    pub(super) fn new(wiring: Wiring, widths: Widths, gate: Gate) -> io::Result<Queue> {
+    /// Starts on a ring that the backend has mapped.
+    ///
+    /// # Errors
+    /// The domain has nothing left to grant; the ring comes back.
+    pub(super) fn new(mut wiring: Wiring, widths: Widths, gate: Gate) -> Result<Queue, Box<(Wiring, io::Error)>> {
         let entries = wiring.ring.entries();
-        let waker = Waker::new()?;
+        let waker = match Waker::new() {
+            Ok(waker) => waker,
+            Err(error) => return Err(Box::new((wiring, error))),
+        };
+        let mut counts = Counts::default();
+        let mut pool = None;
+        if widths.persistent {
+            let most = widths.pages() * entries as usize;
+            match Pool::new(&mut *wiring.grants, wiring.peer, widths.pages(), most) {
+                Ok(made) => counts.pages_granted = pool.insert(made).len() as u64,
+                Err(error) => return Err(Box::new((wiring, error))),
+            }
+        }
         gate.join(waker.clone());
-        let mut queue = Queue {
-            pool: None,
+        Ok(Queue {
+            pool,
             gate,
             waker,
             slots: (0..entries).map(|_| None).collect(),
@@ -84,18 +100,10 @@ impl Queue {
             unpushed: false,
             starved: false,
             masked: Vec::with_capacity(grant::MAX_PENDING),
-            counts: Counts::default(),
+            counts,
             wiring,
             widths,
-        };
-        if widths.persistent {
-            let most = widths.pages() * entries as usize;
-            let grants = &mut *queue.wiring.grants;
-            let pool = Pool::new(grants, queue.wiring.peer, widths.pages(), most)?;
-            queue.counts.pages_granted = pool.len() as u64;
-            queue.pool = Some(pool);
-        }
-        Ok(queue)
+        })
     }
 
     /// Slots in the ring, which is also how many requests may be under way.
@@ -159,8 +167,7 @@ impl Queue {
         if std::mem::take(&mut self.unpushed) && self.wiring.ring.push() {
             self.counts.notifications_sent += 1;
             if let Err(error) = self.wiring.events.notify(self.wiring.port) {
-                self.gate
-                    .fail(format!("notifying the backend failed: {error}"));
+                self.gate.fail(format!("notifying the backend failed: {error}"));
             }
         }
     }
@@ -201,14 +208,10 @@ impl Queue {
             true => Some(timeout.unwrap_or(STARVED).min(STARVED)),
             false => timeout,
         };
-        let timeout = timeout.map(|timeout| Timespec {
-            tv_sec: timeout.as_secs() as i64,
-            tv_nsec: timeout.subsec_nanos().into(),
-        });
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.wiring.events.fd(), PollFlags::IN),
-            PollFd::new(&self.waker, PollFlags::IN),
-        ];
+        let timeout = timeout
+            .map(|timeout| Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() });
+        let mut fds =
+            [PollFd::from_borrowed_fd(self.wiring.events.fd(), PollFlags::IN), PollFd::new(&self.waker, PollFlags::IN)];
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -308,17 +311,9 @@ impl Queue {
         let mut granted = std::mem::take(&mut self.orphans);
         granted.extend(self.slots.iter_mut().flatten().flat_map(Slot::take_lent));
         granted.extend(self.pool.take().into_iter().flat_map(Pool::into_granted));
-        let Wiring {
-            mut grants,
-            ring_memory,
-            ring,
-            ..
-        } = self.wiring;
+        let Wiring { mut grants, ring_memory, ring, .. } = self.wiring;
         drop(ring);
         granted.push(ring_memory);
-        granted
-            .into_iter()
-            .filter_map(|granted| Some(grants.end(granted).err()?.0))
-            .collect()
+        granted.into_iter().filter_map(|granted| Some(grants.end(granted).err()?.0)).collect()
     }
 }

@@ -2,9 +2,9 @@
 //! what it likes, and the hostile tests do.
 
 use blkback::proto::{
-    Abi, BLKIF_OP_DISCARD, BLKIF_OP_INDIRECT, BlkifRequest32, BlkifRequest64,
-    BlkifRequestDiscard32, BlkifRequestDiscard64, BlkifRequestIndirect32, BlkifRequestIndirect64,
-    BlkifRequestSegment, MAX_INDIRECT_PAGES, MAX_SEGMENTS,
+    Abi, BLKIF_OP_DISCARD, BLKIF_OP_INDIRECT, BlkifRequest32, BlkifRequest64, BlkifRequestDiscard32,
+    BlkifRequestDiscard64, BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, MAX_INDIRECT_PAGES,
+    MAX_SEGMENTS,
 };
 use zerocopy::IntoBytes;
 
@@ -23,10 +23,7 @@ impl Encoded {
         let from = request.as_bytes();
         let mut bytes = [0; LARGEST];
         bytes[..from.len()].copy_from_slice(from);
-        Encoded {
-            bytes,
-            len: from.len(),
-        }
+        Encoded { bytes, len: from.len() }
     }
 
     /// As long as the structure is in its ABI.
@@ -46,27 +43,15 @@ pub struct Encoder {
 
 impl Encoder {
     /// A request with its segments in the slot: read, write, barrier or flush. Segments past the eleventh are cut.
-    pub fn direct(
-        self,
-        operation: u8,
-        id: u64,
-        sector: u64,
-        segments: &[BlkifRequestSegment],
-    ) -> Encoded {
+    pub fn direct(self, operation: u8, id: u64, sector: u64, segments: &[BlkifRequestSegment]) -> Encoded {
         let count = segments.len().min(MAX_SEGMENTS);
         let mut seg = [BlkifRequestSegment::default(); MAX_SEGMENTS];
         seg[..count].copy_from_slice(&segments[..count]);
         let (nr_segments, handle) = (count as u8, self.handle);
         match self.abi {
-            Abi::X86_64 => Encoded::new(&BlkifRequest64 {
-                operation,
-                nr_segments,
-                handle,
-                pad: 0,
-                id,
-                sector_number: sector,
-                seg,
-            }),
+            Abi::X86_64 => {
+                Encoded::new(&BlkifRequest64 { operation, nr_segments, handle, pad: 0, id, sector_number: sector, seg })
+            }
             Abi::X86_32 => Encoded::new(&BlkifRequest32 {
                 operation,
                 nr_segments,
@@ -180,27 +165,17 @@ mod tests {
     const SECTOR: u64 = 0x0102_0304_0506_0708;
 
     fn segments(count: u32) -> Vec<BlkifRequestSegment> {
-        let segment = |gref| BlkifRequestSegment {
-            gref,
-            first_sect: 1,
-            last_sect: 6,
-            pad: 0,
-        };
+        let segment = |gref| BlkifRequestSegment { gref, first_sect: 1, last_sect: 6, pad: 0 };
         (0..count).map(segment).collect()
     }
 
     fn encoder(abi: Abi) -> Encoder {
-        Encoder {
-            abi,
-            handle: 0xCA00,
-        }
+        Encoder { abi, handle: 0xCA00 }
     }
 
     #[test]
     fn a_read_has_its_fields_where_the_header_says() {
-        for (abi, len, id, sector, seg) in
-            [(Abi::X86_64, 112, 8, 16, 24), (Abi::X86_32, 108, 4, 12, 20)]
-        {
+        for (abi, len, id, sector, seg) in [(Abi::X86_64, 112, 8, 16, 24), (Abi::X86_32, 108, 4, 12, 20)] {
             let encoded = encoder(abi).direct(BLKIF_OP_READ, ID, SECTOR, &segments(2));
             let bytes = encoded.bytes();
             assert_eq!(bytes.len(), len);
@@ -242,11 +217,7 @@ mod tests {
             let (bytes, _) = abi.response(ID, BLKIF_OP_WRITE, -2);
             let mut short = [0; Response::LEN];
             short.copy_from_slice(&bytes[..Response::LEN]);
-            let expected = Response {
-                id: ID,
-                operation: BLKIF_OP_WRITE,
-                status: -2,
-            };
+            let expected = Response { id: ID, operation: BLKIF_OP_WRITE, status: -2 };
             assert_eq!(Response::parse(&short), expected);
         }
     }

@@ -70,11 +70,7 @@ impl Lent {
 
     /// A page's memory, where in it, and its reference.
     pub fn page(&self, index: usize) -> Option<(&Pages, usize, u32)> {
-        Some((
-            &self.pages,
-            index * PAGE_SIZE,
-            self.granted.refs.get(index)?.0,
-        ))
+        Some((&self.pages, index * PAGE_SIZE, self.granted.refs.get(index)?.0))
     }
 
     /// For the grants to be ended.
@@ -86,22 +82,11 @@ impl Lent {
 impl Slot {
     /// Nothing yet, with room for `pages` pages.
     pub fn new(pages: usize) -> Slot {
-        Slot {
-            entry: 0,
-            offset: 0,
-            len: 0,
-            memory: Held::Nothing,
-            pages: Vec::with_capacity(pages),
-            data_pages: 0,
-        }
+        Slot { entry: 0, offset: 0, len: 0, memory: Held::Nothing, pages: Vec::with_capacity(pages), data_pages: 0 }
     }
 
     /// Data page `index`: its memory, where in it, and its reference.
-    pub fn page<'a>(
-        &'a self,
-        pool: Option<&'a Pool>,
-        index: usize,
-    ) -> Option<(&'a Pages, usize, u32)> {
+    pub fn page<'a>(&'a self, pool: Option<&'a Pool>, index: usize) -> Option<(&'a Pages, usize, u32)> {
         match &self.memory {
             Held::Nothing => None,
             Held::Pool => pool?.page(*self.pages.get(index)?),
@@ -110,11 +95,7 @@ impl Slot {
     }
 
     /// Indirect page `index`.
-    pub fn indirect_page<'a>(
-        &'a self,
-        pool: Option<&'a Pool>,
-        index: usize,
-    ) -> Option<(&'a Pages, usize, u32)> {
+    pub fn indirect_page<'a>(&'a self, pool: Option<&'a Pool>, index: usize) -> Option<(&'a Pages, usize, u32)> {
         match &self.memory {
             Held::Once { indirect, .. } => indirect.as_ref()?.page(index),
             _ => self.page(pool, self.data_pages + index),

@@ -1,8 +1,6 @@
 //! The way of one part through a queue: memory, ring slot, response, and memory back.
 
-use blkback::proto::{
-    BlkifRequestSegment, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR_SIZE, SEGMENTS_PER_PAGE,
-};
+use blkback::proto::{BlkifRequestSegment, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR_SIZE, SEGMENTS_PER_PAGE};
 use grant::{Access, PAGE_SIZE};
 use zerocopy::IntoBytes;
 
@@ -38,10 +36,7 @@ impl Queue {
     /// Puts the next part of a request into the ring as slot `id`; true when it was the last one, `None` when there
     /// are no pages for it.
     fn send_part(&mut self, index: u32, id: u16) -> Option<bool> {
-        let mut slot = self
-            .spare
-            .pop()
-            .unwrap_or_else(|| Slot::new(self.widths.pages()));
+        let mut slot = self.spare.pop().unwrap_or_else(|| Slot::new(self.widths.pages()));
         let entry = self.entries[index as usize].as_ref()?;
         let room = self.widths.segments() * PAGE_SIZE - self.widths.skew();
         slot.entry = index;
@@ -139,8 +134,7 @@ impl Queue {
                 Ok(indirect) => Some(Lent::new(indirect)),
                 Err(_) => {
                     // Nobody has heard of these yet, so nobody can have them mapped.
-                    self.orphans
-                        .extend(grants.end(data).err().map(|refused| refused.0));
+                    self.orphans.extend(grants.end(data).err().map(|refused| refused.0));
                     return None;
                 }
             },
@@ -158,11 +152,7 @@ impl Queue {
             return Ok(());
         }
         loop {
-            let waiting = self
-                .wiring
-                .ring
-                .unconsumed()
-                .map_err(|error| error.to_string())?;
+            let waiting = self.wiring.ring.unconsumed().map_err(|error| error.to_string())?;
             if waiting == 0 {
                 return Ok(());
             }
@@ -178,16 +168,10 @@ impl Queue {
     fn complete(&mut self, response: Response) -> Result<(), String> {
         let id = usize::try_from(response.id).unwrap_or(usize::MAX);
         let Some(slot) = self.slots.get_mut(id).and_then(Option::take) else {
-            return Err(format!(
-                "response to request {}, which is not under way",
-                response.id
-            ));
+            return Err(format!("response to request {}, which is not under way", response.id));
         };
         let Some(entry) = self.entries[slot.entry as usize].as_mut() else {
-            return Err(format!(
-                "response to request {}, which has ended",
-                response.id
-            ));
+            return Err(format!("response to request {}, which has ended", response.id));
         };
         let expected = entry.op.wire();
         let mut status = Status::from_wire(response.status);

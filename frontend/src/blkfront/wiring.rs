@@ -31,20 +31,9 @@ impl Wiring {
         order: u8,
     ) -> io::Result<Wiring> {
         let ring_memory = grants.grant(peer, 1 << order, Access::ReadWrite)?;
-        let ring = FrontRing::new_at(
-            ring_memory.memory.pages(),
-            options.abi.slot_size(),
-            options.first_index,
-        );
+        let ring = FrontRing::new_at(ring_memory.memory.pages(), options.abi.slot_size(), options.first_index);
         match events.alloc_unbound(peer) {
-            Ok(port) => Ok(Wiring {
-                peer,
-                ring_memory,
-                ring,
-                grants,
-                events,
-                port,
-            }),
+            Ok(port) => Ok(Wiring { peer, ring_memory, ring, grants, events, port }),
             Err(error) => {
                 drop(ring);
                 // Nobody has heard of the ring yet, so nobody can have it mapped.
@@ -58,20 +47,14 @@ impl Wiring {
     /// What the backend must be told.
     pub fn keys(&self) -> RingKeys {
         let refs = self.ring_memory.refs.iter().map(|gref| gref.0).collect();
-        RingKeys {
-            refs,
-            port: self.port.0,
-        }
+        RingKeys { refs, port: self.port.0 }
     }
 
     /// Closes the port and ends the ring's grants; returns what the backend still has mapped.
     pub fn close(mut self) -> Option<Granted> {
         self.close_port();
         drop(self.ring);
-        self.grants
-            .end(self.ring_memory)
-            .err()
-            .map(|refused| refused.0)
+        self.grants.end(self.ring_memory).err().map(|refused| refused.0)
     }
 
     /// Closes the port.

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod daemon;
 pub mod detach;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod serve;

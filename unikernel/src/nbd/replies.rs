@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::{Errno, MAX_REQUEST, wire};
+use super::{Command, Errno, Export, Job, MAX_REQUEST, wire};
 
 /// Most data of jobs under way and answers not yet sent, per connection.
 const MAX_BYTES: usize = 2 * MAX_REQUEST as usize;
@@ -164,6 +164,20 @@ impl Replies {
             self.room.notify_all();
         }
     }
+}
+
+/// Does one job that moves no data, for ourselves, and waits for its end.
+///
+/// # Errors
+/// What a client would be told.
+pub fn ask(export: &dyn Export, command: Command) -> Result<(), Errno> {
+    let replies = Arc::new(Replies::default());
+    let (ticket, buffer) = replies.open(u64::MAX, 0, 0, false).ok_or(Errno::Io)?;
+    export.submit(Job { command, offset: 0, buffer, fua: false, ticket });
+    replies.finish();
+    let mut answer = Vec::new();
+    replies.write_all(&mut answer);
+    if answer == wire::simple_reply(0, 0) { Ok(()) } else { Err(Errno::Io) }
 }
 
 /// Writes a batch with as few calls as it takes.

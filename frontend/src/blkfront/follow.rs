@@ -1,0 +1,316 @@
+//! A disk's frontend on a store: reads what the backend says, writes what we answer.
+//!
+//! Nothing is written unless our directory is still there and still says what we wrote last: a toolstack that has
+//! removed it, or put a new one in its place, does not want our word in it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use grant::{DomId, Granted};
+use xenstore::xenbus::XenbusState;
+use xenstore::{Client, Error, Store};
+
+use super::device::{Device, DeviceError, Machine, Step};
+use super::gate::Gate;
+use super::negotiate::{Properties, decimal};
+use super::options::Options;
+use super::queue::Queue;
+
+/// What has happened to a disk.
+pub enum Event {
+    /// Nothing that its user should know.
+    Nothing,
+    /// It can be used. Each queue belongs to one thread.
+    Connected(Properties, Vec<Queue>),
+    /// Its size, or whether it can be written, has changed.
+    Changed(Properties),
+    /// It ends: every queue must come back through [`Blkfront::closed`] when nothing of it is under way, which is soon.
+    Drain,
+    /// The backend has let go: [`Blkfront::release`].
+    Finished,
+    /// Its directory has gone, or is somebody else's: as [`Event::Drain`] if it was connected, then
+    /// [`Blkfront::release`] without waiting for anybody.
+    Gone,
+}
+
+/// Why a disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The store did not answer, or would not let us.
+    #[error(transparent)]
+    Store(#[from] Error),
+    /// The disk itself.
+    #[error(transparent)]
+    Device(DeviceError),
+    /// A key of the toolstack's is missing or makes no sense.
+    #[error("{0}")]
+    Directory(String),
+    /// It was not connected in time.
+    #[error("not connected after {0:?}: backend in state {1:?}")]
+    TimedOut(Duration, XenbusState),
+    /// It went away while we waited.
+    #[error("the disk has gone")]
+    Gone,
+}
+
+impl From<DeviceError> for FollowError {
+    fn from(error: DeviceError) -> FollowError {
+        match error {
+            DeviceError::Store(error) => FollowError::Store(error),
+            other => FollowError::Device(other),
+        }
+    }
+}
+
+/// One disk of this domain.
+pub struct Blkfront {
+    /// Ours, relative to the domain.
+    dir: String,
+    backend: String,
+    token: String,
+    device: Device,
+    /// What our state was when we looked last, or wrote it.
+    ours: XenbusState,
+    theirs: XenbusState,
+    connected: bool,
+    gone: bool,
+}
+
+/// The directory of disk `devid`, relative to its domain.
+fn directory(devid: u32) -> String {
+    format!("device/vbd/{devid}")
+}
+
+impl Blkfront {
+    /// Takes up disk `devid`: its directory must be fresh (state Initialising). `None` when there is none, or it is not
+    /// for us to begin with. The backend's state is watched from now on, with the token `backend/DEVID`.
+    ///
+    /// # Errors
+    /// [`FollowError`].
+    pub fn open(
+        store: &mut Client,
+        machine: Arc<dyn Machine>,
+        options: Options,
+        devid: u32,
+    ) -> Result<Option<Blkfront>, FollowError> {
+        let dir = directory(devid);
+        let found = store.transaction(|tx| {
+            let state = tx.read_optional(&format!("{dir}/state"))?;
+            let backend = tx.read_optional(&format!("{dir}/backend"))?;
+            Ok((state, backend, tx.read_optional(&format!("{dir}/backend-id"))?))
+        })?;
+        let (Some(state), Some(backend), Some(peer)) = found else { return Ok(None) };
+        if XenbusState::parse(&state) != XenbusState::Initialising {
+            return Ok(None);
+        }
+        let wrong = |key| FollowError::Directory(format!("{dir}/{key} makes no sense"));
+        let backend = String::from_utf8(backend).ok().filter(|path| path.starts_with("/local/domain/"));
+        let backend = backend.ok_or_else(|| wrong("backend"))?;
+        let peer = decimal(&peer).and_then(|peer| u16::try_from(peer).ok()).ok_or_else(|| wrong("backend-id"))?;
+        let token = format!("backend/{devid}");
+        store.watch(&format!("{backend}/state"), &token)?;
+        Ok(Some(Blkfront {
+            device: Device::new(machine, options, DomId(peer), devid),
+            dir,
+            backend,
+            token,
+            ours: XenbusState::Initialising,
+            theirs: XenbusState::Unknown,
+            connected: false,
+            gone: false,
+        }))
+    }
+
+    /// Whether it takes requests; shared with its queues.
+    pub fn gate(&self) -> &Gate {
+        self.device.gate()
+    }
+
+    /// The backend's domain.
+    pub fn peer(&self) -> DomId {
+        self.device.peer()
+    }
+
+    /// Our state and the backend's, as seen last.
+    pub fn states(&self) -> (XenbusState, XenbusState) {
+        (self.ours, self.theirs)
+    }
+
+    /// True from [`Event::Connected`] on until its queues are back.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Looks at both sides and takes one step. Call it whenever something below our directory or the backend's state has
+    /// changed, until it says [`Event::Nothing`].
+    ///
+    /// # Errors
+    /// [`FollowError`]: the disk is given up, call [`Blkfront::closed`] with whatever queues there are.
+    pub fn turn(&mut self, store: &mut Client) -> Result<Event, FollowError> {
+        let event = self.step(store);
+        event.inspect_err(|error| self.device.abandon(error.to_string()))
+    }
+
+    fn step(&mut self, store: &mut Client) -> Result<Event, FollowError> {
+        if self.gone {
+            return Ok(Event::Nothing);
+        }
+        let (ours, theirs) = store.transaction(|tx| {
+            let ours = tx.read_optional(&format!("{}/state", self.dir))?;
+            let backend = tx.read_optional(&format!("{}/backend", self.dir))?;
+            // A directory with another backend is another disk.
+            let ours = ours.filter(|_| backend.is_some_and(|path| path == self.backend.as_bytes()));
+            let theirs = match tx.read_optional(&format!("{}/state", self.backend)) {
+                // Where the backend's directory is gone C xenstored says EACCES, for we may not read its parent.
+                Err(error) if error.is_permission() => None,
+                other => other?,
+            };
+            Ok((ours, theirs))
+        })?;
+        let state = |value: Option<Vec<u8>>| value.map_or(XenbusState::Unknown, |value| XenbusState::parse(&value));
+        self.theirs = state(theirs);
+        if state(ours) != self.ours {
+            self.gone = true;
+            self.device.gate().fail("the toolstack has taken the disk away".to_owned());
+            return Ok(Event::Gone);
+        }
+        let backend = &self.backend;
+        let step = self.device.observe(self.theirs, &mut |key| store.read_optional(&format!("{backend}/{key}")));
+        match step? {
+            Step::Wait => Ok(Event::Nothing),
+            Step::Announce { keys, state } => {
+                // The state follows on its own, as a stock frontend does it.
+                self.write(store, &keys, None)?;
+                self.write(store, &[], Some(state))?;
+                Ok(Event::Nothing)
+            }
+            Step::Connected(properties, queues) => {
+                self.connected = true;
+                self.write(store, &[], Some(XenbusState::Connected))?;
+                Ok(Event::Connected(properties, queues))
+            }
+            Step::Changed(properties) => Ok(Event::Changed(properties)),
+            Step::Drain if !self.connected => {
+                self.closed(store, Vec::new())?;
+                Ok(Event::Nothing)
+            }
+            Step::Drain => Ok(Event::Drain),
+            Step::Finished => Ok(Event::Finished),
+        }
+    }
+
+    /// Begins to end the disk from our side, as after [`Event::Drain`].
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub fn leave(&mut self, store: &mut Client) -> Result<(), FollowError> {
+        self.device.leave();
+        self.write(store, &[], Some(XenbusState::Closing))
+    }
+
+    /// Takes the queues back and tells the backend that it may let go.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub fn closed(&mut self, store: &mut Client, queues: Vec<Queue>) -> Result<(), FollowError> {
+        self.device.closing(queues);
+        self.connected = false;
+        self.write(store, &[], Some(XenbusState::Closed))
+    }
+
+    /// Ends the watch, every grant and every port. Returns what the backend still has mapped: these pages must stay as
+    /// they are until [`grant::GrantAccess::end`] takes them.
+    pub fn release(self, store: &mut Client) -> Vec<Granted> {
+        if let Err(error) = store.unwatch(&format!("{}/state", self.backend), &self.token) {
+            tracing::debug!(%error, "ending a watch failed");
+        }
+        self.device.finish()
+    }
+
+    /// Writes below our directory, unless it is no longer ours.
+    fn write(
+        &mut self,
+        store: &mut Client,
+        keys: &[(String, String)],
+        state: Option<XenbusState>,
+    ) -> Result<(), FollowError> {
+        let (dir, expected, gone) = (&self.dir, self.ours, self.gone);
+        let written = store.transaction(|tx| {
+            let found = tx.read_optional(&format!("{dir}/state"))?;
+            if gone || found.is_none_or(|found| XenbusState::parse(&found) != expected) {
+                return Ok(false);
+            }
+            for (key, value) in keys {
+                tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
+            }
+            if let Some(state) = state {
+                tx.write(&format!("{dir}/state"), (state as u8).to_string().as_bytes())?;
+            }
+            Ok(true)
+        })?;
+        // Otherwise the next look finds out why.
+        if let (true, Some(state)) = (written, state) {
+            self.ours = state;
+        }
+        Ok(())
+    }
+}
+
+/// Connects disk `devid` and waits for it: for programs with one disk and nothing else to do.
+///
+/// # Errors
+/// [`FollowError`].
+pub fn connect(
+    store: &mut Client,
+    machine: Arc<dyn Machine>,
+    options: &Options,
+    devid: u32,
+    timeout: Duration,
+) -> Result<(Blkfront, Properties, Vec<Queue>), FollowError> {
+    let token = format!("frontend/{devid}");
+    store.watch(&directory(devid), &token)?;
+    let mut disk = None;
+    let connected = wait(store, &machine, options, devid, timeout, &mut disk);
+    store.unwatch(&directory(devid), &token)?;
+    match (connected, disk) {
+        (Ok((properties, queues)), Some(disk)) => Ok((disk, properties, queues)),
+        (Ok(_), None) => Err(FollowError::Gone),
+        (Err(error), disk) => {
+            if let Some(mut disk) = disk {
+                // The first error is the one to tell. What cannot be ended is lost until this domain is.
+                let _ = disk.closed(store, Vec::new());
+                disk.release(store);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn wait(
+    store: &mut Client,
+    machine: &Arc<dyn Machine>,
+    options: &Options,
+    devid: u32,
+    timeout: Duration,
+    disk: &mut Option<Blkfront>,
+) -> Result<(Properties, Vec<Queue>), FollowError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if disk.is_none() {
+            *disk = Blkfront::open(store, Arc::clone(machine), options.clone(), devid)?;
+        }
+        if let Some(disk) = disk {
+            match disk.turn(store)? {
+                Event::Connected(properties, queues) => return Ok((properties, queues)),
+                Event::Nothing | Event::Changed(_) => {}
+                Event::Drain | Event::Finished | Event::Gone => return Err(FollowError::Gone),
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let theirs = disk.as_ref().map_or(XenbusState::Unknown, |disk| disk.theirs);
+            return Err(FollowError::TimedOut(timeout, theirs));
+        }
+        store.next_event(Some(left))?;
+    }
+}
