@@ -4,10 +4,10 @@
 use std::cell::RefCell;
 use std::io;
 
+use crate::Client;
 use crate::error::Error;
 use crate::store::Store;
 use crate::wire::ErrorName;
-use crate::Client;
 
 /// A client with xenstore-rs' interface.
 #[derive(Debug)]

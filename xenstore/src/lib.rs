@@ -6,6 +6,7 @@ mod client;
 pub mod compat;
 mod error;
 mod perms;
+pub mod server;
 mod store;
 pub mod wire;
 

@@ -52,9 +52,32 @@ impl MessageType {
     pub fn from_number(number: u32) -> Option<MessageType> {
         use MessageType::*;
         [
-            Control, Directory, Read, GetPerms, Watch, Unwatch, TransactionStart, TransactionEnd, Introduce, Release,
-            GetDomainPath, Write, Mkdir, Rm, SetPerms, WatchEvent, Error, IsDomainIntroduced, Resume, SetTarget,
-            ResetWatches, DirectoryPart, GetFeature, SetFeature, GetQuota, SetQuota,
+            Control,
+            Directory,
+            Read,
+            GetPerms,
+            Watch,
+            Unwatch,
+            TransactionStart,
+            TransactionEnd,
+            Introduce,
+            Release,
+            GetDomainPath,
+            Write,
+            Mkdir,
+            Rm,
+            SetPerms,
+            WatchEvent,
+            Error,
+            IsDomainIntroduced,
+            Resume,
+            SetTarget,
+            ResetWatches,
+            DirectoryPart,
+            GetFeature,
+            SetFeature,
+            GetQuota,
+            SetQuota,
         ]
         .into_iter()
         .find(|kind| *kind as u32 == number)
