@@ -9,6 +9,7 @@ mod perms;
 pub mod server;
 mod store;
 pub mod wire;
+pub mod xenbus;
 
 pub use client::{Client, Transaction, WatchEvent};
 pub use error::Error;
