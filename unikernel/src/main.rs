@@ -5,11 +5,12 @@ use clap::{Parser, Subcommand};
 use unikernel::cli::attach::AttachArgs;
 use unikernel::cli::daemon::SupervisorArgs;
 use unikernel::cli::detach::DetachArgs;
+use unikernel::cli::guest::GuestArgs;
 use unikernel::cli::host::HostArgs;
 use unikernel::cli::image::ImageArgs;
 use unikernel::cli::serve::ServeArgs;
 use unikernel::cli::status::StatusArgs;
-use unikernel::cli::{Failure, attach, daemon, detach, host, image, serve, status};
+use unikernel::cli::{Failure, attach, daemon, detach, guest, host, image, serve, status};
 
 /// Virtual machines that serve disks and networks to other virtual machines
 ///
@@ -28,6 +29,8 @@ enum Command {
     Host(HostArgs),
     /// The daemon of a service VM
     Serve(ServeArgs),
+    /// A guest on the embedded host: each of its disks is an NBD export
+    Guest(GuestArgs),
     /// Give a guest a volume and wait until its disk is Connected
     Attach(AttachArgs),
     /// Take a disk away from a guest and wait until it is gone
@@ -52,6 +55,7 @@ fn main() {
     let ended = match Arguments::parse().command {
         Command::Host(args) => host::run(&args).map(done),
         Command::Serve(args) => serve::run(&args),
+        Command::Guest(args) => guest::run(&args).map(done),
         Command::Attach(args) => attach::run(&args).map(done),
         Command::Detach(args) => detach::run(&args).map(done),
         Command::Status(args) => status::run(&args).map(done),

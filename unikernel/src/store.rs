@@ -100,32 +100,3 @@ fn xen() -> Result<Client, NoStore> {
         hint: String::new(),
     }))
 }
-
-/// A device's state (`enum xenbus_state`, io/xenbus.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are the header's")]
-pub enum XenbusState {
-    Unknown = 0,
-    Initialising = 1,
-    InitWait = 2,
-    Initialised = 3,
-    Connected = 4,
-    Closing = 5,
-    Closed = 6,
-}
-
-impl XenbusState {
-    /// From a node's value.
-    pub fn parse(value: &[u8]) -> XenbusState {
-        use XenbusState::*;
-        match value {
-            b"1" => Initialising,
-            b"2" => InitWait,
-            b"3" => Initialised,
-            b"4" => Connected,
-            b"5" => Closing,
-            b"6" => Closed,
-            _ => Unknown,
-        }
-    }
-}

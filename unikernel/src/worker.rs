@@ -4,6 +4,7 @@
 //! The main thread carries messages between that socket and the queue threads, which are all started before anything
 //! of the guest's is looked at. When the supervisor hangs up the worker ends, and its rings with it.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -52,6 +53,8 @@ fn start(world: Kind, guest: DomId, threads: usize, fds: Vec<OwnedFd>) -> io::Re
 }
 
 fn serve(channel: &Channel, mut worker: Worker, world: Kind, guest: DomId) -> io::Result<()> {
+    // What the threads hold, so that a supervisor that took over and asks twice gets its answer.
+    let mut served = HashSet::new();
     loop {
         let mut ready = [
             PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN),
@@ -62,11 +65,14 @@ fn serve(channel: &Channel, mut worker: Worker, world: Kind, guest: DomId) -> io
             Err(error) => return Err(error.into()),
         }
         while let Some(report) = worker.next_report() {
+            if let Report::Closed { devid } | Report::Failed { devid, .. } = report {
+                served.remove(&devid);
+            }
             channel.send(&report, &[])?;
         }
         loop {
             match channel.receive::<Order>() {
-                Ok(Some(order)) => obey(channel, &mut worker, world, guest, order)?,
+                Ok(Some(order)) => obey(channel, &mut worker, &mut served, (world, guest), order)?,
                 Ok(None) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -78,18 +84,20 @@ fn serve(channel: &Channel, mut worker: Worker, world: Kind, guest: DomId) -> io
 fn obey(
     channel: &Channel,
     worker: &mut Worker,
-    world: Kind,
-    guest: DomId,
+    served: &mut HashSet<u32>,
+    (world, guest): (Kind, DomId),
     (order, fds): (Order, Vec<OwnedFd>),
 ) -> io::Result<()> {
     match order {
         Order::Start { .. } => return Err(invalid("a second start message")),
-        Order::Disconnect { devid } => worker.disconnect(devid),
+        Order::Disconnect { devid } if served.contains(&devid) => worker.disconnect(devid),
+        Order::Disconnect { devid } => channel.send(&Report::Closed { devid }, &[])?,
         Order::Connect { connect, volume } => {
             let devid = connect.devid;
-            // What is wrong with one disk must not end the others.
-            if let Err(error) = begin(worker, world, guest, connect, volume, fds) {
-                channel.send(&Report::Failed { devid, reason: error.to_string() }, &[])?;
+            match begin(worker, world, guest, connect, volume, fds) {
+                Ok(()) => drop(served.insert(devid)),
+                // What is wrong with one disk must not end the others.
+                Err(error) => channel.send(&Report::Failed { devid, reason: error.to_string() }, &[])?,
             }
         }
     }

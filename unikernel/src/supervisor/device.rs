@@ -1,12 +1,14 @@
 //! One device: which parts it holds, and what is published of it.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::store::XenbusState;
 use grant::meter::Meter;
+use xenstore::xenbus::XenbusState;
 
 use super::machine::{Parts, Service};
 use super::nodes::Description;
+use super::takeover::Record;
 use super::volume::Opened;
 use crate::publish::Phase;
 
@@ -39,8 +41,8 @@ pub struct Device {
     pub draining: Option<Instant>,
     /// The worker that serves it, or served it and is not fenced.
     pub worker: Option<WorkerId>,
-    /// Its counters.
-    pub meter: Option<Meter>,
+    /// Its counters, and the descriptor behind them.
+    pub meter: Option<(OwnedFd, Meter)>,
     /// InitWait is kept up until then.
     pub dwell: Option<Instant>,
     /// This directory has been in InitWait before.
@@ -59,6 +61,8 @@ pub struct Device {
     pub timer: Option<Instant>,
     /// What was published last.
     pub published: Option<(Phase, String, String)>,
+    /// What the keeper has.
+    pub kept: Option<Record>,
 }
 
 impl Device {
@@ -82,6 +86,7 @@ impl Device {
             path: String::new(),
             timer: None,
             published: None,
+            kept: None,
         };
         match state {
             XenbusState::Closed => device.state = XenbusState::Closed,

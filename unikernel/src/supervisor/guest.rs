@@ -2,14 +2,13 @@
 //!
 //! ```text
 //! Running --socket hangs up--> Dead --every fence hangs up--> Fenced: its I/O is over, volumes may be let go
-//!                                '--10 s--> Held: nothing is issued again
+//!                                '--10 s--> Held: nothing is issued again, until the fences hang up after all
 //! ```
 //! The write end of a fence is in the worker's io_uring and nowhere else, so its hang-up says that the kernel has
 //! ended every request of that ring; the death of the process says no such thing.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use blkback::config::Connect;
@@ -19,6 +18,7 @@ use grant::meter::Meter;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::process::{Ended, Process};
 use crate::message::{Channel, Order, VERSION};
 use crate::world::World;
 
@@ -35,7 +35,7 @@ pub enum Life {
         /// When it was noticed.
         since: Instant,
     },
-    /// All its I/O is over.
+    /// All its I/O is over, and the process is gone.
     Fenced,
     /// Its I/O is not over in time.
     Held,
@@ -49,11 +49,40 @@ pub struct Guest {
     channel: Channel,
     /// Read ends that have not hung up.
     fences: Vec<OwnedFd>,
-    child: Child,
+    process: Process,
+    /// The process is gone.
+    ended: bool,
     /// Where it stands.
     pub life: Life,
     /// Why it is dead.
     pub reason: String,
+}
+
+/// Everything that a worker needs for one disk.
+pub struct Package {
+    order: Order,
+    volume: Option<OwnedFd>,
+    /// The disk's meter, to be read at leisure.
+    pub meter: OwnedFd,
+    queues: Vec<OwnedFd>,
+}
+
+impl Package {
+    /// Makes journals and a meter and opens a way to the guest's pages for each queue.
+    ///
+    /// # Errors
+    /// With what could not be made or opened.
+    pub fn new(world: &World, own: DomId, connect: Connect, volume: Option<BorrowedFd<'_>>) -> io::Result<Package> {
+        let count = connect.negotiated.queues.len();
+        let mut queues = Vec::with_capacity(count * 2);
+        for queue in 0..count {
+            queues.push(create_journal(&connect, queue)?);
+            queues.push(world.open_grants(own)?);
+        }
+        let volume = volume.map(|volume| volume.try_clone_to_owned()).transpose()?;
+        let order = Order::Connect { connect, volume: volume.is_some() };
+        Ok(Package { order, volume, meter: Meter::create(count)?, queues })
+    }
 }
 
 impl Guest {
@@ -71,43 +100,45 @@ impl Guest {
             fences.push(read);
         }
         let (channel, theirs) = Channel::pair()?;
-        let child = Command::new("/proc/self/exe")
-            .arg0_windsor()
-            .arg("worker")
-            .stdin(Stdio::from(theirs))
-            .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("a worker cannot be started: {error}")))?;
-        let guest = Guest { domid, channel, fences, child, life: Life::Running, reason: String::new() };
+        let process = Process::worker(theirs)?;
+        let mut guest = Guest::taken_over(domid, process, channel, fences);
         let start = Order::Start { version: VERSION, world: world.kind(), guest: domid.0, threads };
         let fds: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
-        guest.channel.send(&start, &fds)?;
+        if let Err(error) = guest.channel.send(&start, &fds) {
+            guest.kill("it cannot be spoken to");
+            return Err(error);
+        }
         // Our copies of the write ends close here: from now on only the worker can keep a fence up.
         Ok(guest)
     }
 
-    /// Gives the worker a disk. Returns the disk's meter, to be read at leisure.
+    /// A worker that a supervisor before us started.
+    pub fn taken_over(domid: DomId, process: Process, channel: Channel, fences: Vec<OwnedFd>) -> Guest {
+        Guest { domid, channel, fences, process, ended: false, life: Life::Running, reason: String::new() }
+    }
+
+    /// What somebody needs to take this worker over: socket, process, fences.
+    pub fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        let mut handles = vec![self.channel.as_fd(), self.process.as_fd()];
+        handles.extend(self.fences.iter().map(AsFd::as_fd));
+        handles
+    }
+
+    /// The process's number.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// Gives the worker a disk.
     ///
     /// # Errors
-    /// With what could not be opened, or the worker's end of the socket being full or gone.
-    pub fn connect(
-        &self,
-        world: &World,
-        own: DomId,
-        connect: Connect,
-        volume: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Meter> {
-        let queues = connect.negotiated.queues.len();
-        let meter = Meter::create(queues)?;
-        let mut sent = vec![meter.try_clone()?];
-        for queue in 0..queues {
-            sent.push(create_journal(&connect, queue)?);
-            sent.push(world.open_grants(own)?);
-        }
-        let mut fds: Vec<BorrowedFd<'_>> = Vec::with_capacity(sent.len() + 1);
-        fds.extend(volume);
-        fds.extend(sent.iter().map(AsFd::as_fd));
-        self.channel.send(&Order::Connect { connect, volume: volume.is_some() }, &fds)?;
-        Meter::open(meter)
+    /// `WouldBlock` when it does not read; else what the kernel says.
+    pub fn connect(&self, package: &Package) -> io::Result<()> {
+        let mut fds: Vec<BorrowedFd<'_>> = Vec::with_capacity(package.queues.len() + 2);
+        fds.extend(package.volume.as_ref().map(AsFd::as_fd));
+        fds.push(package.meter.as_fd());
+        fds.extend(package.queues.iter().map(AsFd::as_fd));
+        self.channel.send(&package.order, &fds)
     }
 
     /// Asks the worker to give a disk up; it answers `Closed`.
@@ -124,65 +155,64 @@ impl Guest {
             return None;
         }
         match self.channel.receive::<Report>() {
-            Ok(Some((report, fds))) if fds.is_empty() => Some(report),
-            Ok(Some(_)) => {
-                self.kill("it sent a descriptor");
-                None
-            }
-            Ok(None) => {
-                self.kill("");
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Err(error) => {
-                self.kill(&format!("it sent nonsense ({error})"));
-                None
-            }
+            Ok(Some((report, fds))) if fds.is_empty() => return Some(report),
+            Ok(Some(_)) => self.kill("it sent a descriptor"),
+            Ok(None) => self.kill(""),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.kill(&format!("it sent nonsense ({error})")),
         }
+        None
     }
 
     /// Ends the worker, if it has not ended by itself, and keeps the reason. Does not wait: a process ends when its
     /// I/O does.
     pub fn kill(&mut self, why: &str) {
-        let pid = self.child.id();
-        // A process that closed its socket may live on.
-        let _ = self.child.kill();
-        self.reason = match why {
-            "" => format!("its worker (process {pid}) died"),
-            why => format!("its worker (process {pid}) was stopped because {why}"),
-        };
+        // One that closed its socket may live on.
+        self.process.kill();
         self.life = Life::Dead { since: Instant::now() };
+        self.reason = match why {
+            "" => String::new(),
+            why => format!("its worker (process {}) was stopped because {why}", self.pid()),
+        };
         self.reap();
+        if self.reason.is_empty() {
+            self.reason = self.died(Ended::Unknown);
+        }
+    }
+
+    fn died(&self, how: Ended) -> String {
+        format!("its worker (process {}) {how}", self.pid())
     }
 
     /// Collects the process if it has ended; true when that changed [`Guest::life`] or the reason.
     pub fn reap(&mut self) -> bool {
-        let Ok(Some(status)) = self.child.try_wait() else {
+        let Some(how) = (if self.ended { None } else { self.process.ended() }) else {
             return false;
         };
+        self.ended = true;
         let running = self.life == Life::Running;
         if running {
             self.life = Life::Dead { since: Instant::now() };
         }
-        if running || self.reason.ends_with("died") {
-            self.reason = format!("its worker (process {}) {}", self.child.id(), describe(status));
-            return true;
+        let unexplained = running || self.reason.is_empty() || self.reason == self.died(Ended::Unknown);
+        if unexplained {
+            self.reason = self.died(how);
         }
-        false
+        unexplained
     }
 
     /// Lets a worker end that has nothing left to serve: it ends when its socket hangs up.
     pub fn retire(self) -> Retired {
-        Retired { child: self.child, since: Instant::now() }
+        Retired { process: self.process, since: Instant::now() }
     }
 
-    /// What to poll: the socket of a running worker, the fences of a dead one.
+    /// What to poll: the socket of a running worker; of a dead one its fences, and its process until it is gone.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        match self.life {
-            Life::Running => vec![self.channel.as_fd()],
-            Life::Dead { .. } | Life::Held => self.fences.iter().map(AsFd::as_fd).collect(),
-            Life::Fenced => Vec::new(),
+        if self.life == Life::Running {
+            return vec![self.channel.as_fd()];
         }
+        let process = (!self.ended).then(|| self.process.as_fd());
+        self.fences.iter().map(AsFd::as_fd).chain(process).collect()
     }
 
     /// Looks at the fences of a dead worker; true when [`Guest::life`] changed.
@@ -193,7 +223,7 @@ impl Guest {
         }
         self.fences.retain(|fence| !hung_up(fence));
         match self.life {
-            _ if self.fences.is_empty() => self.life = Life::Fenced,
+            _ if self.fences.is_empty() && self.ended => self.life = Life::Fenced,
             Life::Dead { since } if now.duration_since(since) >= FENCE_PATIENCE => self.life = Life::Held,
             _ => {}
         }
@@ -212,34 +242,21 @@ impl Guest {
 /// A worker on its way out.
 #[derive(Debug)]
 pub struct Retired {
-    child: Child,
+    process: Process,
     since: Instant,
 }
 
 impl Retired {
     /// True once it is gone; one that does not go is killed after a while.
     pub fn reap(&mut self, now: Instant) -> bool {
-        match self.child.try_wait() {
-            Ok(None) => {
-                if now.duration_since(self.since) > FENCE_PATIENCE {
-                    // Its exit comes with the next call.
-                    let _ = self.child.kill();
-                }
-                false
-            }
-            Ok(Some(_)) | Err(_) => true,
+        if self.process.ended().is_some() {
+            return true;
         }
-    }
-}
-
-/// The process is called `windsor` wherever it was started from, so that a person finds it.
-trait Named {
-    fn arg0_windsor(&mut self) -> &mut Self;
-}
-
-impl Named for Command {
-    fn arg0_windsor(&mut self) -> &mut Command {
-        std::os::unix::process::CommandExt::arg0(self, "windsor")
+        if now.duration_since(self.since) > FENCE_PATIENCE {
+            // Its end is seen by a later call.
+            self.process.kill();
+        }
+        false
     }
 }
 
@@ -247,16 +264,4 @@ fn hung_up(fence: &OwnedFd) -> bool {
     let mut ready = [PollFd::from_borrowed_fd(fence.as_fd(), PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut ready, Some(&now)).is_ok() && ready[0].revents().contains(PollFlags::HUP)
-}
-
-fn describe(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with code {code}"),
-        (None, Some(signal)) => match nix::sys::signal::Signal::try_from(signal) {
-            Ok(signal) => format!("was killed by {signal}"),
-            Err(_) => format!("was killed by signal {signal}"),
-        },
-        (None, None) => "ended".to_owned(),
-    }
 }

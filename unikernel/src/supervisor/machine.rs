@@ -15,7 +15,9 @@
 
 use std::time::Instant;
 
-use crate::store::XenbusState;
+use serde::{Deserialize, Serialize};
+
+use xenstore::xenbus::XenbusState;
 
 /// What the store says about a device, all of it read in one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ pub struct Parts {
 }
 
 /// What a worker does for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Service {
     /// Nothing; it holds nothing either.
     None,

@@ -9,7 +9,9 @@ pub mod device;
 pub mod guest;
 pub mod machine;
 pub mod nodes;
+pub mod process;
 mod steps;
+pub mod takeover;
 pub mod volume;
 mod volumes;
 
@@ -131,7 +133,10 @@ struct Supervisor {
 
 impl Supervisor {
     fn start(&mut self) -> Result<(), SupervisorError> {
-        self.store.rm(publish::ROOT)?;
+        let taken_over = self.take_over()?;
+        if !taken_over {
+            self.store.rm(publish::ROOT)?;
+        }
         self.store.write(&format!("{}/name", publish::ROOT), self.config.vm.name.as_bytes())?;
         self.check_volumes()?;
         let tree = format!("{}backend", self.prefix);
@@ -140,8 +145,10 @@ impl Supervisor {
         self.store.watch(&sample, "sample")?;
         self.walk()?;
         self.store.write(&format!("{}/ready", publish::ROOT), b"1")?;
-        println!("ready");
-        io::stdout().flush()?;
+        if !taken_over {
+            println!("ready");
+            io::stdout().flush()?;
+        }
         tracing::info!(vm = self.config.vm.name, domid = self.own.0, volumes = self.config.volumes.len(), "serving");
         Ok(())
     }
@@ -221,7 +228,7 @@ impl Supervisor {
             return Ok(());
         };
         for (name, device) in &self.devices {
-            let Some(meter) = &device.meter else { continue };
+            let Some((_, meter)) = &device.meter else { continue };
             let text = serde_json::to_vec(&stats::snapshot(meter)).map_err(io::Error::from)?;
             let node = format!("{}/stats", publish::device(name.guest, name.devid));
             self.store.write(&node, &text)?;
@@ -318,7 +325,7 @@ impl Supervisor {
         if life == Life::Fenced
             && let Some(worker) = self.workers.remove(&id)
         {
-            self.retired.push(worker.retire());
+            self.forget_worker(id, &worker);
         }
     }
 

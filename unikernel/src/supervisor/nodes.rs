@@ -1,8 +1,9 @@
 //! A device's nodes: reading them as strictly as hostile input deserves, and writing our own.
 
-use crate::store::XenbusState;
 use blkback::config::{DiskParams, Negotiated, Offer};
 use blkback::keys::{self, KeyError};
+use serde::{Deserialize, Serialize};
+use xenstore::xenbus::XenbusState;
 use xenstore::{Client, Error, Store};
 
 use super::machine::Seen;
@@ -56,7 +57,7 @@ impl Name {
 }
 
 /// What the toolstack wrote once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
     /// The volume's name.
     pub volume: String,

@@ -1,14 +1,16 @@
 //! Carrying out what [`super::machine`] decides, one device at a time.
 
+use std::os::fd::AsFd;
 use std::time::Instant;
 
-use crate::store::XenbusState;
 use blkback::config::{Connect, Negotiated, Offer};
 use grant::DomId;
+use grant::meter::Meter;
 use xenstore::Error;
+use xenstore::xenbus::XenbusState;
 
 use super::device::{Device, WorkerId};
-use super::guest::{Guest, Life};
+use super::guest::{Guest, Life, Package};
 use super::machine::{self, Seen, Service, Step};
 use super::nodes::{self, Name};
 use super::{MAX_DEVICES, Supervisor, SupervisorError};
@@ -31,6 +33,7 @@ impl Supervisor {
                 }
             }
         }
+        self.keep(name)?;
         self.publish(name)
     }
 
@@ -135,10 +138,8 @@ impl Supervisor {
             Ok(worker) => worker,
             Err(error) => return self.refuse(name, &format!("no worker can be started: {error}"), false),
         };
-        let result = {
-            let (Some(device), Some(process)) = (self.devices.get(&name), self.workers.get(&worker)) else {
-                return Ok(());
-            };
+        let package = {
+            let Some(device) = self.devices.get(&name) else { return Ok(()) };
             let Some(volume) = &device.volume else { return Ok(()) };
             let connect = Connect {
                 guest: name.guest,
@@ -149,19 +150,27 @@ impl Supervisor {
                 fixed_buffers: self.config.backend.fixed_buffers,
                 zero_copy: self.zero_copy,
             };
-            let fd = volume.fd.as_ref().map(std::os::fd::AsFd::as_fd);
-            process.connect(&self.world, self.own, connect, fd)
+            Package::new(&self.world, self.own, connect, volume.fd.as_ref().map(AsFd::as_fd))
         };
-        match (result, self.devices.get_mut(&name)) {
-            (Ok(meter), Some(device)) => {
-                device.meter = Some(meter);
+        let connected = package.and_then(|package| {
+            let meter = Meter::open(package.meter.try_clone()?)?;
+            if let Some(device) = self.devices.get_mut(&name) {
+                device.meter = Some((package.meter.try_clone()?, meter));
                 device.worker = Some(worker);
                 device.service = Service::Connecting;
-                Ok(())
             }
-            (Err(error), _) => self.refuse(name, &format!("its worker cannot be told of it: {error}"), false),
-            (Ok(_), None) => Ok(()),
+            // Kept before it is sent: whoever takes over must know that the worker may have it.
+            self.keep(name)?;
+            let process = self.workers.get(&worker).ok_or(std::io::ErrorKind::NotFound)?;
+            process.connect(&package)
+        });
+        if let Err(error) = connected {
+            if let Some(device) = self.devices.get_mut(&name) {
+                device.service = Service::None;
+            }
+            return self.refuse(name, &format!("its worker cannot be told of it: {error}"), false);
         }
+        Ok(())
     }
 
     fn announce(&mut self, name: Name) -> Result<(), Error> {
@@ -202,8 +211,12 @@ impl Supervisor {
             return Ok(*id);
         }
         let threads = self.config.backend.worker_threads();
-        let worker = Guest::start(&self.world, self.own, DomId(guest), threads)?;
+        let mut worker = Guest::start(&self.world, self.own, DomId(guest), threads)?;
         let id = self.next_worker;
+        if let Err(error) = self.keep_worker(id, &worker) {
+            worker.kill("it cannot be kept");
+            return Err(error);
+        }
         self.next_worker += 1;
         self.workers.insert(id, worker);
         self.current.insert(guest, id);
@@ -225,6 +238,9 @@ impl Supervisor {
     /// The device is gone.
     fn forget(&mut self, name: Name) -> Result<(), Error> {
         if self.devices.remove(&name).is_some() {
+            if let Err(error) = self.forget_record(name) {
+                tracing::error!(%error, "the keeper does not forget a device");
+            }
             tracing::info!(device = %name, "gone");
             match self.store.unwatch(&format!("{}/state", name.frontend()), &name.to_string()) {
                 Err(error) if !error.is_not_found() => return Err(error),
@@ -235,7 +251,11 @@ impl Supervisor {
         if self.devices.keys().all(|other| other.guest != name.guest) {
             self.voices.remove(&name.guest);
             // Nothing left to serve: the worker ends when its socket closes.
-            if let Some(worker) = self.current.remove(&name.guest).and_then(|id| self.workers.remove(&id)) {
+            if let Some(id) = self.current.remove(&name.guest)
+                && let Some(worker) = self.workers.remove(&id)
+            {
+                // The keeper's copy of the socket goes too, or the worker would never see it hang up.
+                self.forget_worker(id, &worker);
                 self.retired.push(worker.retire());
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::store::XenbusState;
+use xenstore::xenbus::XenbusState;
 use xenstore::{Client, Error, Permission, Store};
 
 use super::domain::{self, Domain, or_none};

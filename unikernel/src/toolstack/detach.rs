@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::store::XenbusState;
+use xenstore::xenbus::XenbusState;
 use xenstore::{Client, Error, Store};
 
 use super::domain::{self, Domain};
@@ -10,6 +10,9 @@ use super::look::Seen;
 use super::{Paths, Refusal};
 use crate::store::Nodes;
 use crate::vdev::Vdev;
+
+/// Of the watch on a backend.
+pub const TOKEN: &str = "windsor-detach";
 
 /// The disk to take away.
 #[derive(Clone, Debug)]
@@ -55,24 +58,31 @@ pub fn find(store: &mut Client, guest: &str, vdev: Vdev) -> Result<Found, Refusa
 /// # Errors
 /// [`Refusal::TimedOut`] when one of them does not.
 pub fn run(store: &mut Client, found: &Found, force: bool, limit: Duration) -> Result<(), Refusal> {
-    let Paths { frontend, backend, .. } = &found.paths;
-    let asked = store.transaction(|tx| {
-        if tx.read_optional(&format!("{backend}/state"))?.is_none() {
-            return Ok(false);
-        }
-        if force {
-            tx.rm(frontend)?;
-        }
-        tx.write(&format!("{backend}/online"), b"0")?;
-        tx.write(&format!("{backend}/state"), b"5")?;
-        Ok(true)
-    })?;
+    let asked = store.transaction(|tx| ask(tx, &found.paths, force))?;
     if asked {
         wait(store, found, limit)?;
     }
     // Nobody's backend any more: only our own nodes are left.
     remove(store, &found.paths)?;
     Ok(())
+}
+
+/// Asks the backend to close, within a transaction; with `force` the guest's side is gone with the same stroke. False
+/// when there is no backend any more.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn ask(store: &mut impl Store, paths: &Paths, force: bool) -> Result<bool, Error> {
+    let Paths { frontend, backend, .. } = paths;
+    if store.read_optional(&format!("{backend}/state"))?.is_none() {
+        return Ok(false);
+    }
+    if force {
+        store.rm(frontend)?;
+    }
+    store.write(&format!("{backend}/online"), b"0")?;
+    store.write(&format!("{backend}/state"), b"5")?;
+    Ok(true)
 }
 
 /// Waits until the backend is gone.
@@ -82,7 +92,7 @@ pub fn run(store: &mut Client, found: &Found, force: bool, limit: Duration) -> R
 pub fn wait(store: &mut Client, found: &Found, limit: Duration) -> Result<(), Refusal> {
     let Found { guest, vdev, paths } = found;
     let deadline = Instant::now() + limit;
-    store.watch(&paths.backend, "windsor")?;
+    store.watch(&paths.backend, TOKEN)?;
     loop {
         if store.read_optional(&format!("{}/state", paths.backend))?.is_none() {
             return Ok(());
@@ -106,7 +116,10 @@ pub fn wait(store: &mut Client, found: &Found, limit: Duration) -> Result<(), Re
 }
 
 /// Removes what is left of a device, as libxl does when the backend is gone.
-pub(super) fn remove(store: &mut Client, paths: &Paths) -> Result<(), Error> {
+///
+/// # Errors
+/// When the store does not answer.
+pub fn remove(store: &mut Client, paths: &Paths) -> Result<(), Error> {
     let Paths { frontend, backend, libxl } = paths;
     store.transaction(|tx| {
         for path in [frontend, libxl, backend] {

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::store::XenbusState;
 use blkback::stats::Stats;
 use serde::Serialize;
+use xenstore::xenbus::XenbusState;
 use xenstore::{Client, Error, Store};
 
 use super::Paths;

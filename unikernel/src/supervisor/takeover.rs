@@ -1,0 +1,252 @@
+//! What outlives a supervisor: workers and devices, as descriptors and records at the keeper.
+//!
+//! | key | descriptors |
+//! | --- | --- |
+//! | `worker-ID-GUEST-PID` | control socket, process, read ends of the fences |
+//! | `disk-GUEST-DEVID` | the record (JSON in a memfd), then volume and meter where there are some |
+//!
+//! A record is renewed whenever it has changed, before anybody else can see a consequence. So whoever takes over knows
+//! at least as much as its workers do, and asks them again where it cannot be sure.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use blkback::config::DiskParams;
+use grant::DomId;
+use grant::meter::Meter;
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use super::Supervisor;
+use super::device::{Device, WorkerId};
+use super::guest::Guest;
+use super::machine::Service;
+use super::nodes::{Description, Name};
+use super::process::Process;
+use super::volume::Opened;
+use crate::message::Channel;
+use xenstore::xenbus::XenbusState;
+
+/// Longest record, in bytes.
+const MAX_RECORD: u64 = 64 << 10;
+
+/// What is remembered of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    about: Option<Description>,
+    state: u8,
+    service: Service,
+    worker: Option<WorkerId>,
+    offered: bool,
+    refused: bool,
+    busy: bool,
+    reason: String,
+    path: String,
+    /// The open volume; the first descriptor, if it has one.
+    volume: Option<(DiskParams, Option<PathBuf>, bool)>,
+    meter: bool,
+}
+
+impl Record {
+    fn of(device: &Device) -> Record {
+        let volume = device.volume.as_ref();
+        Record {
+            about: device.about.clone(),
+            state: device.state as u8,
+            service: device.service,
+            worker: device.worker,
+            offered: device.offered,
+            refused: device.refused,
+            busy: device.busy,
+            reason: device.reason.clone(),
+            path: device.path.clone(),
+            volume: volume.map(|volume| (volume.disk.clone(), volume.path.clone(), volume.fd.is_some())),
+            meter: device.meter.is_some(),
+        }
+    }
+
+    fn write(&self) -> io::Result<OwnedFd> {
+        let mut file = File::from(memfd_create(c"windsor-device", MemfdFlags::CLOEXEC)?);
+        file.write_all(&serde_json::to_vec(self)?)?;
+        Ok(file.into())
+    }
+
+    fn read(fd: OwnedFd) -> io::Result<Record> {
+        let mut file = File::from(fd);
+        file.seek(SeekFrom::Start(0))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_RECORD).read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// The device again; `fds` follow the record.
+    fn device(self, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result<Device> {
+        let lacking = || io::Error::new(io::ErrorKind::InvalidData, "a descriptor is missing");
+        let mut device = Device::found(XenbusState::Initialising);
+        device.state = XenbusState::parse(self.state.to_string().as_bytes());
+        if let Some((disk, path, has_fd)) = self.volume {
+            let fd = if has_fd { Some(fds.next().ok_or_else(lacking)?) } else { None };
+            device.volume = Some(Opened { fd, disk, path });
+        }
+        if self.meter {
+            let fd = fds.next().ok_or_else(lacking)?;
+            device.meter = Some((fd.try_clone()?, Meter::open(fd)?));
+        }
+        device.about = self.about;
+        device.service = self.service;
+        device.worker = self.worker;
+        device.offered = self.offered;
+        device.refused = self.refused;
+        device.busy = self.busy;
+        device.reason = self.reason;
+        device.path = self.path;
+        Ok(device)
+    }
+}
+
+impl Supervisor {
+    /// Renews a device's record if it has changed.
+    pub(super) fn keep(&mut self, name: Name) -> io::Result<()> {
+        let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
+        let record = Record::of(device);
+        if device.kept.as_ref() == Some(&record) {
+            return Ok(());
+        }
+        let written = record.write()?;
+        let mut fds: Vec<BorrowedFd<'_>> = vec![written.as_fd()];
+        fds.extend(device.volume.as_ref().and_then(|volume| volume.fd.as_ref()).map(AsFd::as_fd));
+        fds.extend(device.meter.as_ref().map(|(fd, _)| fd.as_fd()));
+        self.keeper.keep(&key(name), &fds)?;
+        device.kept = Some(record);
+        Ok(())
+    }
+
+    /// A device is gone.
+    pub(super) fn forget_record(&self, name: Name) -> io::Result<()> {
+        self.keeper.forget(&key(name))
+    }
+
+    /// A worker has started.
+    pub(super) fn keep_worker(&self, id: WorkerId, worker: &Guest) -> io::Result<()> {
+        self.keeper.keep(&worker_key(id, worker), &worker.handles())
+    }
+
+    /// A worker is gone, or on its way out.
+    pub(super) fn forget_worker(&self, id: WorkerId, worker: &Guest) {
+        if let Err(error) = self.keeper.forget(&worker_key(id, worker)) {
+            tracing::error!(%error, "the keeper does not forget a worker");
+        }
+    }
+
+    /// Takes over what a supervisor before us had; false when there was none.
+    pub(super) fn take_over(&mut self) -> io::Result<bool> {
+        let kept = self.keeper.list()?;
+        if kept.is_empty() {
+            return Ok(false);
+        }
+        for (key, fds) in kept {
+            let result = match key.split_once('-') {
+                Some(("worker", rest)) => self.take_over_worker(rest, fds),
+                Some(("disk", rest)) => self.take_over_device(rest, fds),
+                _ => None,
+            };
+            if result.is_none() {
+                tracing::error!(key, "what was kept is of no use");
+                self.keeper.forget(&key)?;
+            }
+        }
+        // One that was being connected: nobody knows whether its worker has heard of it.
+        let uncertain: Vec<Name> =
+            self.devices.iter().filter(|(_, it)| it.service == Service::Connecting).map(|(name, _)| *name).collect();
+        for name in uncertain {
+            let worker = self.devices.get(&name).and_then(|device| device.worker);
+            if let Some(worker) = worker.and_then(|id| self.workers.get_mut(&id)) {
+                worker.kill("the supervisor died while it was given a disk");
+            }
+        }
+        for device in self.devices.values_mut() {
+            let gone = device.worker.is_none_or(|id| !self.workers.contains_key(&id));
+            if gone && device.service != Service::None {
+                device.service = Service::None;
+                device.worker = None;
+                device.reason = "its worker was lost together with the supervisor".to_owned();
+            }
+            // Whether the worker was asked already is not known; it may be asked twice.
+            if device.service == Service::Draining {
+                device.service = Service::Connected;
+            }
+        }
+        tracing::warn!(workers = self.workers.len(), devices = self.devices.len(), "taken over");
+        self.dirty.extend(self.devices.keys().copied());
+        Ok(true)
+    }
+
+    fn take_over_worker(&mut self, key: &str, fds: Vec<OwnedFd>) -> Option<()> {
+        let mut parts = key.split('-');
+        let id: WorkerId = parts.next()?.parse().ok()?;
+        let guest: u16 = parts.next()?.parse().ok()?;
+        let pid: i32 = parts.next()?.parse().ok()?;
+        let mut fds = fds.into_iter();
+        let channel = Channel::new(fds.next()?);
+        let process = Process::taken_over(pid, fds.next()?);
+        self.workers.insert(id, Guest::taken_over(DomId(guest), process, channel, fds.collect()));
+        self.current.insert(guest, id);
+        self.next_worker = self.next_worker.max(id + 1);
+        Some(())
+    }
+
+    fn take_over_device(&mut self, key: &str, fds: Vec<OwnedFd>) -> Option<()> {
+        let (guest, devid) = key.split_once('-')?;
+        let name = Name::parse(guest, devid)?;
+        let mut fds = fds.into_iter();
+        let record = Record::read(fds.next()?).ok()?;
+        let mut device = record.device(fds).ok()?;
+        device.timer = Some(Instant::now());
+        self.store.watch(&format!("{}/state", name.frontend()), &name.to_string()).ok()?;
+        self.devices.insert(name, device);
+        Some(())
+    }
+}
+
+fn key(name: Name) -> String {
+    format!("disk-{}-{}", name.guest, name.devid)
+}
+
+fn worker_key(id: WorkerId, worker: &Guest) -> String {
+    format!("worker-{id}-{}-{}", worker.domid, worker.pid())
+}
+
+#[cfg(test)]
+mod tests {
+    use blkback::config::DiskKind;
+
+    use super::*;
+
+    #[test]
+    fn a_device_survives_its_record() {
+        let mut device = Device::found(XenbusState::Initialising);
+        device.state = XenbusState::Connected;
+        device.service = Service::Connected;
+        device.worker = Some(3);
+        device.path = "zero copy".into();
+        let disk = DiskParams {
+            sectors: 8,
+            physical_sector_size: 512,
+            read_only: false,
+            direct: true,
+            kind: DiskKind::Raw,
+            fault: None,
+        };
+        let fd = File::open("/dev/null").unwrap().into();
+        device.volume = Some(Opened { fd: Some(fd), disk, path: Some("/x".into()) });
+        let record = Record::of(&device);
+        let written = record.write().unwrap();
+        let fds = [File::open("/dev/null").unwrap().into()].into_iter();
+        let again = Record::read(written).unwrap().device(fds).unwrap();
+        assert_eq!(Record::of(&again), record);
+        assert!(record.device(std::iter::empty()).is_err());
+    }
+}
