@@ -33,7 +33,7 @@ said() {
 }
 
 # guest NAME KERNEL [DISK...]: creates a stock guest (kernel 6.1 or 6.12) with disks in xl's syntax, and waits for its init.
-# Words for its kernel's command line can be given in GUEST_ARGS, its virtual CPUs in GUEST_VCPUS.
+# Words for its kernel's command line can be given in GUEST_ARGS, its memory in GUEST_MEMORY (MiB), its virtual CPUs in GUEST_VCPUS.
 guest() {
     local name=$1 kernel=$2 disks= spec
     shift 2
@@ -41,7 +41,7 @@ guest() {
     cat >"/run/lab/$name.cfg" <<EOF
 name="$name"
 type="pv"
-memory=256
+memory=${GUEST_MEMORY:-256}
 vcpus=${GUEST_VCPUS:-1}
 kernel="/images/guest-$kernel/vmlinuz"
 ramdisk="/images/guest-$kernel/initramfs.img"

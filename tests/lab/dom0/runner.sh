@@ -25,6 +25,18 @@ skip() {
     exit 77
 }
 
+# The state of things when a case has failed, before its domains are ended.
+snapshot() {
+    echo "--- xl list"
+    xl list
+    echo "--- xenstore"
+    xenstore-ls -f /local/domain
+    echo "--- xl dmesg"
+    xl dmesg -c | tail -n 60
+    echo "--- dom0 dmesg"
+    dmesg -c | tail -n 30
+}
+
 # Everything that helps to understand a case, on the serial line, which becomes its log.
 dump() {
     local file
@@ -35,16 +47,6 @@ dump() {
         echo "--- console of $(basename "$file" .log)"
         tr -d '\r' <"$file"
     done
-    if [ "$2" != 0 ]; then
-        echo "--- xl list"
-        xl list
-        echo "--- xenstore"
-        xenstore-ls -f /local/domain
-        echo "--- xl dmesg"
-        xl dmesg -c | tail -n 60
-        echo "--- dom0 dmesg"
-        dmesg -c | tail -n 30
-    fi
     echo "@@ log $1 end"
 }
 
@@ -57,6 +59,7 @@ run_case() {
     timeout -s KILL "$limit" sh -c "$PARTS set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
     rc=$?
     [ $rc = 137 ] && echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note
+    case $rc in 0 | 77) ;; *) timeout -s KILL 60 sh -c "$PARTS snapshot" </dev/null >>/run/lab/case.log 2>&1 ;; esac
     # What a case leaves behind is a failure of its own, but the first cause is the one to show.
     [ -e /run/lab/note ] || tail -n 1 /run/lab/case.log >/run/lab/note
     mv /run/lab/note /run/lab/cause
@@ -69,7 +72,7 @@ run_case() {
     77) verdict=SKIP ;;
     *) verdict=FAIL ;;
     esac
-    dump "$name" $rc
+    dump "$name"
     echo "@@ case $name $verdict $(awk -v a="$start" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }') $(cat /run/lab/cause)"
 }
 
