@@ -55,27 +55,16 @@ fn ask(signal: Signal) -> i32 {
 fn run() -> ! {
     let mode = match boot() {
         Ok(ended) => {
-            log(&format!(
-                "the supervisor has ended with code {}",
-                ended.code
-            ));
+            log(&format!("the supervisor has ended with code {}", ended.code));
             // The keeper knows two ways to stop; init's tradition gives SIGINT the meaning "start again".
-            if ended.signal == Some(Signal::SIGINT) {
-                RebootMode::RB_AUTOBOOT
-            } else {
-                RebootMode::RB_POWER_OFF
-            }
+            if ended.signal == Some(Signal::SIGINT) { RebootMode::RB_AUTOBOOT } else { RebootMode::RB_POWER_OFF }
         }
         Err(why) => {
             log(&why);
             RebootMode::RB_POWER_OFF
         }
     };
-    log(if mode == RebootMode::RB_AUTOBOOT {
-        "restarting this VM"
-    } else {
-        "turning this VM off"
-    });
+    log(if mode == RebootMode::RB_AUTOBOOT { "restarting this VM" } else { "turning this VM off" });
     nix::unistd::sync();
     // The console's ring is read by dom0 at its leisure; the last line is the one somebody looks for.
     std::thread::sleep(Duration::from_millis(300));
@@ -86,19 +75,11 @@ fn run() -> ! {
 
 /// Everything from the first mount to the end of the supervisor. The error is a line for the console.
 fn boot() -> Result<keeper::Ended, String> {
-    for (kind, target) in [
-        ("devtmpfs", "/dev"),
-        ("proc", "/proc"),
-        ("sysfs", "/sys"),
-        ("tmpfs", "/run"),
-    ] {
+    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
         mount_one(kind, target)?;
     }
     open_console();
-    log(&format!(
-        "windsor {} as process 1",
-        env!("CARGO_PKG_VERSION")
-    ));
+    log(&format!("windsor {} as process 1", env!("CARGO_PKG_VERSION")));
     if let Ok(name) = fs::read_to_string(HOSTNAME_PATH)
         && let Err(error) = nix::unistd::sethostname(name.trim())
     {
@@ -113,10 +94,7 @@ fn boot() -> Result<keeper::Ended, String> {
             log(&format!("cannot raise the limit of {name}: {error}"));
         }
     }
-    let missing: Vec<_> = DEVICES
-        .into_iter()
-        .filter(|path| !Path::new(path).exists())
-        .collect();
+    let missing: Vec<_> = DEVICES.into_iter().filter(|path| !Path::new(path).exists()).collect();
     if !missing.is_empty() {
         return Err(format!(
             "{} missing: {}",
@@ -128,22 +106,15 @@ fn boot() -> Result<keeper::Ended, String> {
             }
         ));
     }
-    keeper::run(&keeper::Spec::supervisor(["--config", CONFIG_PATH]))
-        .map_err(|error| error.to_string())
+    keeper::run(&keeper::Spec::supervisor(["--config", CONFIG_PATH])).map_err(|error| error.to_string())
 }
 
 fn mount_one(kind: &str, target: &str) -> Result<(), String> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let flags = if kind == "devtmpfs" {
-        flags
-    } else {
-        flags | MsFlags::MS_NODEV
-    };
+    let flags = if kind == "devtmpfs" { flags } else { flags | MsFlags::MS_NODEV };
     match mount(Some(kind), target, Some(kind), flags, None::<&str>) {
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
-        Err(error) => Err(format!(
-            "cannot mount {kind} on {target}: {error}; does the kernel have {kind}?"
-        )),
+        Err(error) => Err(format!("cannot mount {kind} on {target}: {error}; does the kernel have {kind}?")),
     }
 }
 
@@ -159,9 +130,7 @@ fn open_console() {
 
 /// Loads what the image lists. One that fails is logged and the rest goes on: which of them matter shows in /dev/xen.
 fn load_modules() -> Result<(), String> {
-    let read = |path: &str| {
-        fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))
-    };
+    let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
     let command_line = read("/proc/cmdline")?;
     for line in read(MODULES_PATH)?.lines() {
         let module = Wanted::parse(line, true);
@@ -181,12 +150,10 @@ fn load(name: &str, params: &str) -> Result<(), String> {
     let params = CString::new(params).map_err(|error| error.to_string())?;
     match finit_module(&file, &params, ModuleInitFlags::empty()) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(error @ Errno::ENODEV) => Err(format!(
-            "{error}; it has nothing to do in a machine of this kind"
-        )),
-        Err(error @ (Errno::ENOENT | Errno::EINVAL)) => Err(format!(
-            "{error}; a parameter that it does not know? The kernel's log says more"
-        )),
+        Err(error @ Errno::ENODEV) => Err(format!("{error}; it has nothing to do in a machine of this kind")),
+        Err(error @ (Errno::ENOENT | Errno::EINVAL)) => {
+            Err(format!("{error}; a parameter that it does not know? The kernel's log says more"))
+        }
         Err(error) => Err(format!("{error}; the kernel's log says more")),
     }
 }
@@ -221,10 +188,7 @@ mod tests {
         let line = "console=hvc0 xen_blkfront.trusted=0 xen-blkfront.max=4 brd.rd_nr=3 nvme_core.x=1 panic=1";
         let params = |text: &str| parameters(&Wanted::parse(text, true), line);
         assert_eq!(params("xen-blkfront"), "trusted=0 max=4");
-        assert_eq!(
-            params("brd rd_nr=2 rd_size=65536"),
-            "rd_nr=2 rd_size=65536 rd_nr=3"
-        );
+        assert_eq!(params("brd rd_nr=2 rd_size=65536"), "rd_nr=2 rd_size=65536 rd_nr=3");
         assert_eq!(params("nvme"), "");
     }
 }

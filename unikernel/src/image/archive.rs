@@ -48,9 +48,7 @@ impl Archive {
 
     fn insert(&mut self, path: &str, node: Node) {
         for (slash, _) in path.match_indices('/') {
-            self.nodes
-                .entry(path[..slash].into())
-                .or_insert(Node::Directory);
+            self.nodes.entry(path[..slash].into()).or_insert(Node::Directory);
         }
         self.nodes.insert(path.into(), node);
     }
@@ -60,34 +58,21 @@ impl Archive {
     /// # Errors
     /// Those of `output`, and a file of 4 GiB or more, which newc cannot hold.
     pub fn write(self, output: impl Write) -> io::Result<()> {
-        let mut output = GzBuilder::new()
-            .mtime(0)
-            .write(output, Compression::default());
+        let mut output = GzBuilder::new().mtime(0).write(output, Compression::default());
         for (inode, (path, node)) in (1..).zip(self.nodes) {
             let entry = Builder::new(&path).ino(inode);
             let (entry, body) = match node {
-                Node::Directory => (
-                    entry
-                        .mode(0o755)
-                        .nlink(2)
-                        .set_mode_file_type(ModeFileType::Directory),
-                    Vec::new(),
-                ),
-                Node::File { mode, body } => (
-                    entry.mode(mode).set_mode_file_type(ModeFileType::Regular),
-                    body,
-                ),
-                Node::Link(target) => (
-                    entry.mode(0o777).set_mode_file_type(ModeFileType::Symlink),
-                    target.into_bytes(),
-                ),
+                Node::Directory => (entry.mode(0o755).nlink(2).set_mode_file_type(ModeFileType::Directory), Vec::new()),
+                Node::File { mode, body } => (entry.mode(mode).set_mode_file_type(ModeFileType::Regular), body),
+                Node::Link(target) => {
+                    (entry.mode(0o777).set_mode_file_type(ModeFileType::Symlink), target.into_bytes())
+                }
                 Node::Device(major, minor) => {
                     let entry = entry.mode(0o600).set_mode_file_type(ModeFileType::Char);
                     (entry.rdev_major(major).rdev_minor(minor), Vec::new())
                 }
             };
-            let size = u32::try_from(body.len())
-                .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+            let size = u32::try_from(body.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
             let mut writer = entry.write(output, size);
             writer.write_all(&body)?;
             output = writer.finish()?;
@@ -110,14 +95,7 @@ pub(super) mod tests {
             if reader.entry().is_trailer() {
                 return entries;
             }
-            assert_eq!(
-                (
-                    reader.entry().mtime(),
-                    reader.entry().uid(),
-                    reader.entry().gid()
-                ),
-                (0, 0, 0)
-            );
+            assert_eq!((reader.entry().mtime(), reader.entry().uid(), reader.entry().gid()), (0, 0, 0));
             let (name, mode) = (reader.entry().name().to_owned(), reader.entry().mode());
             let mut body = Vec::new();
             input = reader.to_writer(&mut body).unwrap();
@@ -146,10 +124,7 @@ pub(super) mod tests {
     #[test]
     fn parents_come_first_and_types_are_right() {
         let entries = list(&sample(false));
-        let found: Vec<_> = entries
-            .iter()
-            .map(|(name, mode, body)| (name.as_str(), *mode, body.as_slice()))
-            .collect();
+        let found: Vec<_> = entries.iter().map(|(name, mode, body)| (name.as_str(), *mode, body.as_slice())).collect();
         assert_eq!(
             found,
             [

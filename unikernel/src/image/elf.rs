@@ -59,13 +59,11 @@ impl<'a> Elf<'a> {
         let table = usize::try_from(self.u64(0x28)?).ok()?;
         let count = usize::from(self.u16(0x3c)?);
         let names = self.section_at(table, usize::from(self.u16(0x3e)?))?.1;
-        (0..count)
-            .filter_map(|index| self.section_at(table, index))
-            .find_map(|(name_at, body)| {
-                let rest = names.get(usize::try_from(name_at).ok()?..)?;
-                let end = rest.iter().position(|&byte| byte == 0)?;
-                (&rest[..end] == name.as_bytes()).then_some(body)
-            })
+        (0..count).filter_map(|index| self.section_at(table, index)).find_map(|(name_at, body)| {
+            let rest = names.get(usize::try_from(name_at).ok()?..)?;
+            let end = rest.iter().position(|&byte| byte == 0)?;
+            (&rest[..end] == name.as_bytes()).then_some(body)
+        })
     }
 
     /// The values of `key` in a kernel module's `.modinfo` section, in order.
@@ -83,18 +81,11 @@ impl<'a> Elf<'a> {
 
     /// Every program header as (type, offset in the file, bytes in the file).
     fn segments(&self) -> impl Iterator<Item = (u32, u64, u64)> + '_ {
-        let table = self
-            .u64(0x20)
-            .and_then(|at| usize::try_from(at).ok())
-            .unwrap_or(usize::MAX);
+        let table = self.u64(0x20).and_then(|at| usize::try_from(at).ok()).unwrap_or(usize::MAX);
         let count = self.u16(0x38).unwrap_or(0);
         (0..usize::from(count)).filter_map(move |index| {
             let at = table.checked_add(index.checked_mul(PROGRAM_HEADER)?)?;
-            Some((
-                self.u32(at)?,
-                self.u64(at.checked_add(8)?)?,
-                self.u64(at.checked_add(32)?)?,
-            ))
+            Some((self.u32(at)?, self.u64(at.checked_add(8)?)?, self.u64(at.checked_add(32)?)?))
         })
     }
 
@@ -103,10 +94,7 @@ impl<'a> Elf<'a> {
         let at = table.checked_add(index.checked_mul(SECTION_HEADER)?)?;
         let offset = usize::try_from(self.u64(at.checked_add(24)?)?).ok()?;
         let size = usize::try_from(self.u64(at.checked_add(32)?)?).ok()?;
-        Some((
-            self.u32(at)?,
-            self.bytes.get(offset..offset.checked_add(size)?)?,
-        ))
+        Some((self.u32(at)?, self.bytes.get(offset..offset.checked_add(size)?)?))
     }
 
     fn field<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
@@ -150,11 +138,9 @@ pub(super) mod tests {
         file[0x28..0x30].copy_from_slice(&table.to_le_bytes());
         file[0x3c..0x3e].copy_from_slice(&3u16.to_le_bytes());
         file[0x3e..0x40].copy_from_slice(&2u16.to_le_bytes());
-        for (name, offset, size) in [
-            (0u32, 0, 0),
-            (1, modinfo_at, modinfo.len() as u64),
-            (10, names_at, names.len() as u64),
-        ] {
+        for (name, offset, size) in
+            [(0u32, 0, 0), (1, modinfo_at, modinfo.len() as u64), (10, names_at, names.len() as u64)]
+        {
             let mut section = [0; SECTION_HEADER];
             section[..4].copy_from_slice(&name.to_le_bytes());
             section[24..32].copy_from_slice(&offset.to_le_bytes());
@@ -166,11 +152,7 @@ pub(super) mod tests {
 
     #[test]
     fn an_interpreter_is_seen() {
-        assert!(
-            Elf::parse(&sample(PT_INTERP, b""))
-                .unwrap()
-                .has_interpreter()
-        );
+        assert!(Elf::parse(&sample(PT_INTERP, b"")).unwrap().has_interpreter());
         assert!(!Elf::parse(&sample(1, b"")).unwrap().has_interpreter());
     }
 

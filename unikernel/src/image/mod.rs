@@ -72,11 +72,7 @@ pub enum Error {
     NotKernel { path: PathBuf },
     /// Kernel and modules are of different versions.
     #[error("the kernel {} is version {kernel}, but the modules are of {modules}: give the modules of the same package", path.display())]
-    Versions {
-        path: PathBuf,
-        kernel: String,
-        modules: String,
-    },
+    Versions { path: PathBuf, kernel: String, modules: String },
     /// The module tree, or a module, is not usable.
     #[error("modules {}: {why}", dir.display())]
     Modules { dir: PathBuf, why: String },
@@ -86,12 +82,7 @@ pub enum Error {
          linux-image-cloud-amd64 does), or take it out of [vm] modules",
         user.as_ref().map(|user| format!(", which {user} needs,")).unwrap_or_default(), dir.display()
     )]
-    MissingModule {
-        module: String,
-        user: Option<String>,
-        version: String,
-        dir: PathBuf,
-    },
+    MissingModule { module: String, user: Option<String>, version: String, dir: PathBuf },
     /// Parameters for something that is no module.
     #[error(
         "{module} is built into this kernel and takes no `{params}` from [vm] modules: use --append \"{module}.PARAMETER=VALUE\""
@@ -114,9 +105,7 @@ impl Error {
             {
                 3
             }
-            Self::Config(ConfigError::Wrong { .. })
-            | Self::Usage { .. }
-            | Self::BuiltinParameters { .. } => 2,
+            Self::Config(ConfigError::Wrong { .. }) | Self::Usage { .. } | Self::BuiltinParameters { .. } => 2,
             Self::NotStatic { .. } | Self::MissingModule { .. } => 3,
             _ => 1,
         }
@@ -181,12 +170,9 @@ fn program(bytes: &[u8]) -> Result<Vec<u8>, Error> {
         return Err(failed("it is not an x86-64 program"));
     }
     if elf.has_interpreter() {
-        return Err(failed(
-            "it is linked dynamically (the ELF file names an interpreter)",
-        ));
+        return Err(failed("it is linked dynamically (the ELF file names an interpreter)"));
     }
-    elf.without_sections()
-        .ok_or_else(|| failed("its program headers point outside the file"))
+    elf.without_sections().ok_or_else(|| failed("its program headers point outside the file"))
 }
 
 fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
@@ -196,30 +182,16 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     check_usage(recipe, &config)?;
     let kernel = read(&recipe.kernel)?;
     let tree = Tree::open(&recipe.modules)?;
-    if let Some(version) = kernel_version(&kernel).map_err(|()| Error::NotKernel {
-        path: recipe.kernel.clone(),
-    })? && version != tree.version
+    if let Some(version) = kernel_version(&kernel).map_err(|()| Error::NotKernel { path: recipe.kernel.clone() })?
+        && version != tree.version
     {
-        return Err(Error::Versions {
-            path: recipe.kernel.clone(),
-            kernel: version,
-            modules: tree.version,
-        });
+        return Err(Error::Versions { path: recipe.kernel.clone(), kernel: version, modules: tree.version });
     }
-    let mut wanted: Vec<_> = MODULES
-        .iter()
-        .map(|&(name, required)| Wanted::parse(name, required))
-        .collect();
+    let mut wanted: Vec<_> = MODULES.iter().map(|&(name, required)| Wanted::parse(name, required)).collect();
     if recipe.kind == DomainType::Pv {
         wanted.push(Wanted::parse("xen_pcifront", false));
     }
-    wanted.extend(
-        config
-            .vm
-            .modules
-            .iter()
-            .map(|text| Wanted::parse(text, true)),
-    );
+    wanted.extend(config.vm.modules.iter().map(|text| Wanted::parse(text, true)));
     let modules = tree.resolve(&wanted)?;
 
     let mut archive = Archive::default();
@@ -231,21 +203,13 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     archive.link("sbin/poweroff", "/init");
     archive.link("sbin/reboot", "/init");
     archive.file(inside(CONFIG_PATH), 0o644, config_text);
-    archive.file(
-        inside(HOSTNAME_PATH),
-        0o644,
-        format!("{}\n", name).into_bytes(),
-    );
+    archive.file(inside(HOSTNAME_PATH), 0o644, format!("{}\n", name).into_bytes());
     let names: Vec<_> = modules.iter().map(|module| module.name.clone()).collect();
     let mut list = String::new();
     for module in modules {
         list.push_str(format!("{} {}", module.name, module.params).trim_end());
         list.push('\n');
-        archive.file(
-            &format!("{}/{}.ko", inside(MODULES_DIR), module.name),
-            0o644,
-            module.body,
-        );
+        archive.file(&format!("{}/{}.ko", inside(MODULES_DIR), module.name), 0o644, module.body);
     }
     archive.file(inside(MODULES_PATH), 0o644, list.into_bytes());
 
@@ -258,12 +222,7 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
         initramfs_bytes: 0,
     };
     let mut initramfs = Vec::new();
-    archive
-        .write(&mut initramfs)
-        .map_err(|source| Error::Write {
-            path: built.initramfs.clone(),
-            source,
-        })?;
+    archive.write(&mut initramfs).map_err(|source| Error::Write { path: built.initramfs.clone(), source })?;
     let domain = xl::Domain {
         name,
         kind: recipe.kind,
@@ -272,39 +231,22 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
         append: &recipe.append,
         dom0_dir: recipe.dom0_dir.as_deref(),
     };
-    fs::create_dir_all(&recipe.out).map_err(|source| Error::Write {
-        path: recipe.out.clone(),
-        source,
-    })?;
+    fs::create_dir_all(&recipe.out).map_err(|source| Error::Write { path: recipe.out.clone(), source })?;
     write(&built.kernel, &kernel)?;
     write(&built.initramfs, &initramfs)?;
     write(&built.config, domain.text().as_bytes())?;
-    Ok(Built {
-        initramfs_bytes: initramfs.len() as u64,
-        ..built
-    })
+    Ok(Built { initramfs_bytes: initramfs.len() as u64, ..built })
 }
 
 fn check_usage(recipe: &Recipe, config: &Config) -> Result<(), Error> {
-    let usage = |option, why: &str| {
-        Err(Error::Usage {
-            option,
-            why: why.into(),
-        })
-    };
+    let usage = |option, why: &str| Err(Error::Usage { option, why: why.into() });
     if !xl::quotable(&recipe.append) {
-        return usage(
-            "append",
-            "a line end, a backslash or both kinds of quotes cannot stand in an xl configuration",
-        );
+        return usage("append", "a line end, a backslash or both kinds of quotes cannot stand in an xl configuration");
     }
     if let Some(dir) = &recipe.dom0_dir
         && !(dir.is_absolute() && xl::quotable(&dir.to_string_lossy()))
     {
-        return usage(
-            "dom0-dir",
-            "it must be an absolute path that can stand in an xl configuration",
-        );
+        return usage("dom0-dir", "it must be an absolute path that can stand in an xl configuration");
     }
     if recipe.kind == DomainType::Pv && config.backend.data_path == DataPath::ZeroCopy {
         return usage(
@@ -316,10 +258,7 @@ fn check_usage(recipe: &Recipe, config: &Config) -> Result<(), Error> {
         return usage("vcpus", "a VM needs at least one CPU");
     }
     if recipe.memory_mib < 64 {
-        return usage(
-            "memory",
-            "a service VM does not boot with less than 64 MiB; 128 is the default",
-        );
+        return usage("memory", "a service VM does not boot with less than 64 MiB; 128 is the default");
     }
     Ok(())
 }
@@ -337,15 +276,8 @@ fn kernel_version(kernel: &[u8]) -> Result<Option<String>, ()> {
         return Err(());
     };
     let at = usize::from(u16::from_le_bytes([low, high]));
-    let text = (at != 0)
-        .then(|| kernel.get(at.checked_add(0x200)?..))
-        .flatten()
-        .unwrap_or_default();
-    let version = text
-        .iter()
-        .take(128)
-        .take_while(|byte| byte.is_ascii_graphic())
-        .map(|&byte| char::from(byte));
+    let text = (at != 0).then(|| kernel.get(at.checked_add(0x200)?..)).flatten().unwrap_or_default();
+    let version = text.iter().take(128).take_while(|byte| byte.is_ascii_graphic()).map(|&byte| char::from(byte));
     let version: String = version.collect();
     Ok((!version.is_empty()).then_some(version))
 }
@@ -356,20 +288,14 @@ fn inside(path: &str) -> &str {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::Read {
-        path: path.into(),
-        source,
-    })
+    fs::read(path).map_err(|source| Error::Read { path: path.into(), source })
 }
 
 /// Writes a whole file or leaves none: half an initramfs would boot into a puzzling panic.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     fs::write(path, bytes).map_err(|source| {
         let _ = fs::remove_file(path);
-        Error::Write {
-            path: path.into(),
-            source,
-        }
+        Error::Write { path: path.into(), source }
     })
 }
 

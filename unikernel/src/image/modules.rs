@@ -27,11 +27,7 @@ impl Wanted {
     pub fn parse(text: &str, required: bool) -> Self {
         let mut words = text.split_whitespace();
         let name = normal(words.next().unwrap_or_default());
-        Self {
-            name,
-            params: words.collect::<Vec<_>>().join(" "),
-            required,
-        }
+        Self { name, params: words.collect::<Vec<_>>().join(" "), required }
     }
 }
 
@@ -70,14 +66,8 @@ impl Tree {
             .canonicalize()
             .ok()
             .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
-            .ok_or_else(|| Error::Modules {
-                dir: dir.into(),
-                why: "its name is not a kernel version".into(),
-            })?;
-        let builtin = read_lines(&root.join("modules.builtin"))?
-            .iter()
-            .map(|line| normal(line))
-            .collect();
+            .ok_or_else(|| Error::Modules { dir: dir.into(), why: "its name is not a kernel version".into() })?;
+        let builtin = read_lines(&root.join("modules.builtin"))?.iter().map(|line| normal(line)).collect();
         let mut files = BTreeMap::new();
         let mut depends = BTreeMap::new();
         for line in read_lines(&root.join("modules.dep"))? {
@@ -93,37 +83,21 @@ impl Tree {
         }
         if files.is_empty() {
             let why = "there is not one .ko file in it".into();
-            return Err(Error::Modules {
-                dir: dir.into(),
-                why,
-            });
+            return Err(Error::Modules { dir: dir.into(), why });
         }
-        Ok(Self {
-            version,
-            root,
-            files,
-            depends,
-            builtin,
-        })
+        Ok(Self { version, root, files, depends, builtin })
     }
 
     fn locate(dir: &Path) -> Result<PathBuf, Error> {
         let is_tree = |dir: &Path| {
-            ["modules.dep", "modules.builtin", "modules.order", "kernel"]
-                .iter()
-                .any(|name| dir.join(name).exists())
+            ["modules.dep", "modules.builtin", "modules.order", "kernel"].iter().any(|name| dir.join(name).exists())
         };
         if is_tree(dir) {
             return Ok(dir.into());
         }
-        let entries = fs::read_dir(dir).map_err(|source| Error::Read {
-            path: dir.into(),
-            source,
-        })?;
-        let mut versions: Vec<_> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| is_tree(path))
-            .collect();
+        let entries = fs::read_dir(dir).map_err(|source| Error::Read { path: dir.into(), source })?;
+        let mut versions: Vec<_> =
+            entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_tree(path)).collect();
         versions.sort();
         match versions.as_slice() {
             [one] => Ok(one.clone()),
@@ -152,13 +126,8 @@ impl Tree {
             self.add(&want.name, None, want, &mut Vec::new(), &mut order)?;
         }
         for module in &mut order {
-            let params = wanted
-                .iter()
-                .filter(|want| want.name == module.name && !want.params.is_empty());
-            module.params = params
-                .map(|want| want.params.as_str())
-                .collect::<Vec<_>>()
-                .join(" ");
+            let params = wanted.iter().filter(|want| want.name == module.name && !want.params.is_empty());
+            module.params = params.map(|want| want.params.as_str()).collect::<Vec<_>>().join(" ");
         }
         Ok(order)
     }
@@ -172,17 +141,13 @@ impl Tree {
         path: &mut Vec<String>,
         order: &mut Vec<Module>,
     ) -> Result<(), Error> {
-        if order.iter().any(|module| module.name == name) || path.iter().any(|other| other == name)
-        {
+        if order.iter().any(|module| module.name == name) || path.iter().any(|other| other == name) {
             return Ok(());
         }
         let Some(file) = self.files.get(name) else {
             if self.builtin.contains(name) {
                 if user.is_none() && !want.params.is_empty() {
-                    return Err(Error::BuiltinParameters {
-                        module: name.into(),
-                        params: want.params.clone(),
-                    });
+                    return Err(Error::BuiltinParameters { module: name.into(), params: want.params.clone() });
                 }
                 return Ok(());
             }
@@ -203,23 +168,14 @@ impl Tree {
         })?;
         let needs = match &self.depends {
             Some(depends) => depends.get(name).cloned().unwrap_or_default(),
-            None => elf
-                .modinfo("depends")
-                .iter()
-                .flat_map(|list| list.split(','))
-                .map(normal)
-                .collect(),
+            None => elf.modinfo("depends").iter().flat_map(|list| list.split(',')).map(normal).collect(),
         };
         path.push(name.into());
         for need in needs.iter().filter(|need| !need.is_empty()) {
             self.add(need, Some(name), want, path, order)?;
         }
         path.pop();
-        order.push(Module {
-            name: name.into(),
-            params: String::new(),
-            body,
-        });
+        order.push(Module { name: name.into(), params: String::new(), body });
         Ok(())
     }
 }
@@ -236,19 +192,13 @@ fn read_lines(path: &Path) -> Result<Vec<String>, Error> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::Read {
-            path: path.into(),
-            source,
-        }),
+        Err(source) => Err(Error::Read { path: path.into(), source }),
     }
 }
 
 fn walk(root: &Path, below: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), Error> {
     let dir = root.join(below);
-    let failed = |source| Error::Read {
-        path: dir.clone(),
-        source,
-    };
+    let failed = |source| Error::Read { path: dir.clone(), source };
     for entry in fs::read_dir(&dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let path = below.join(entry.file_name());
@@ -256,9 +206,7 @@ fn walk(root: &Path, below: &Path, files: &mut BTreeMap<String, PathBuf>) -> Res
         if entry.file_type().map_err(failed)?.is_dir() {
             walk(root, &path, files)?;
         } else if let Some(name) = path.file_name().and_then(|name| name.to_str())
-            && [".ko", ".ko.xz", ".ko.gz", ".ko.zst"]
-                .iter()
-                .any(|end| name.ends_with(end))
+            && [".ko", ".ko.xz", ".ko.gz", ".ko.zst"].iter().any(|end| name.ends_with(end))
         {
             files.insert(normal(name), path);
         }
@@ -269,10 +217,7 @@ fn walk(root: &Path, below: &Path, files: &mut BTreeMap<String, PathBuf>) -> Res
 /// Reads a module file, decompressed: the kernel of the image need not know the compression.
 fn unpack(path: &Path) -> Result<Vec<u8>, Error> {
     let packed = read(path)?;
-    let failed = |why: String| Error::Modules {
-        dir: path.into(),
-        why,
-    };
+    let failed = |why: String| Error::Modules { dir: path.into(), why };
     let mut body = Vec::new();
     match path.extension().and_then(|end| end.to_str()) {
         Some("xz") => lzma_rs::xz_decompress(&mut packed.as_slice(), &mut body)
@@ -283,9 +228,7 @@ fn unpack(path: &Path) -> Result<Vec<u8>, Error> {
                 .map_err(|error| failed(format!("its gzip stream is damaged ({error})")))?;
         }
         Some("zst") => {
-            return Err(failed(
-                "zstd is not supported; unpack the modules with `zstd -d` first".into(),
-            ));
+            return Err(failed("zstd is not supported; unpack the modules with `zstd -d` first".into()));
         }
         _ => body = packed,
     }
@@ -308,11 +251,7 @@ mod tests {
         let root = dir.path().join("6.1.0-test");
         fs::create_dir_all(root.join("kernel/drivers")).unwrap();
         for (name, depends) in modules {
-            fs::write(
-                root.join("kernel/drivers").join(format!("{name}.ko")),
-                module(depends),
-            )
-            .unwrap();
+            fs::write(root.join("kernel/drivers").join(format!("{name}.ko")), module(depends)).unwrap();
         }
         fs::write(root.join("modules.builtin"), builtin).unwrap();
         dir
@@ -328,21 +267,10 @@ mod tests {
 
     #[test]
     fn dependencies_come_first_and_once_without_depmod() {
-        let dir = tree(
-            &[
-                ("top-a", "mid"),
-                ("mid", "base,other"),
-                ("base", ""),
-                ("other", "base"),
-                ("extra", ""),
-            ],
-            "",
-        );
+        let dir = tree(&[("top-a", "mid"), ("mid", "base,other"), ("base", ""), ("other", "base"), ("extra", "")], "");
         let tree = Tree::open(dir.path()).unwrap();
         assert_eq!(tree.version, "6.1.0-test");
-        let modules = tree
-            .resolve(&[want("top_a x=1"), want("other y=2 z=3")])
-            .unwrap();
+        let modules = tree.resolve(&[want("top_a x=1"), want("other y=2 z=3")]).unwrap();
         assert_eq!(names(&modules), ["base", "other", "mid", "top_a"]);
         assert_eq!(modules[3].params, "x=1");
         assert_eq!(modules[1].params, "y=2 z=3");
@@ -356,32 +284,17 @@ mod tests {
             "kernel/drivers/a.ko: kernel/drivers/b.ko\nkernel/drivers/b.ko:\n",
         )
         .unwrap();
-        let modules = Tree::open(dir.path())
-            .unwrap()
-            .resolve(&[want("a")])
-            .unwrap();
+        let modules = Tree::open(dir.path()).unwrap().resolve(&[want("a")]).unwrap();
         assert_eq!(names(&modules), ["b", "a"]);
     }
 
     #[test]
     fn builtin_needs_no_file_but_takes_no_parameters() {
-        let dir = tree(
-            &[("a", "nvme-core")],
-            "kernel/drivers/nvme/host/nvme-core.ko\n",
-        );
+        let dir = tree(&[("a", "nvme-core")], "kernel/drivers/nvme/host/nvme-core.ko\n");
         let tree = Tree::open(dir.path()).unwrap();
-        assert_eq!(
-            names(&tree.resolve(&[want("a"), want("nvme_core")]).unwrap()),
-            ["a"]
-        );
-        let error = tree
-            .resolve(&[want("nvme-core x=1")])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("nvme_core") && error.contains("--append"),
-            "{error}"
-        );
+        assert_eq!(names(&tree.resolve(&[want("a"), want("nvme_core")]).unwrap()), ["a"]);
+        let error = tree.resolve(&[want("nvme-core x=1")]).unwrap_err().to_string();
+        assert!(error.contains("nvme_core") && error.contains("--append"), "{error}");
     }
 
     #[test]
@@ -389,35 +302,15 @@ mod tests {
         let dir = tree(&[("a", "gone")], "");
         let tree = Tree::open(dir.path()).unwrap();
         let error = tree.resolve(&[want("a")]).unwrap_err().to_string();
-        assert!(
-            error.contains("gone") && error.contains('a') && error.contains("6.1.0-test"),
-            "{error}"
-        );
-        assert!(
-            tree.resolve(&[want("b")])
-                .unwrap_err()
-                .to_string()
-                .contains('b')
-        );
-        assert!(
-            tree.resolve(&[Wanted::parse("b", false)])
-                .unwrap()
-                .is_empty()
-        );
+        assert!(error.contains("gone") && error.contains('a') && error.contains("6.1.0-test"), "{error}");
+        assert!(tree.resolve(&[want("b")]).unwrap_err().to_string().contains('b'));
+        assert!(tree.resolve(&[Wanted::parse("b", false)]).unwrap().is_empty());
     }
 
     #[test]
     fn a_circle_ends() {
         let dir = tree(&[("a", "b"), ("b", "a")], "");
-        assert_eq!(
-            names(
-                &Tree::open(dir.path())
-                    .unwrap()
-                    .resolve(&[want("a")])
-                    .unwrap()
-            ),
-            ["b", "a"]
-        );
+        assert_eq!(names(&Tree::open(dir.path()).unwrap().resolve(&[want("a")]).unwrap()), ["b", "a"]);
     }
 
     #[test]
@@ -435,12 +328,7 @@ mod tests {
         let modules = tree.resolve(&[want("a")]).unwrap();
         assert_eq!(names(&modules), ["b", "a"]);
         assert_eq!(modules[1].body, module("b"));
-        assert!(
-            tree.resolve(&[want("c")])
-                .unwrap_err()
-                .to_string()
-                .contains("zstd")
-        );
+        assert!(tree.resolve(&[want("c")]).unwrap_err().to_string().contains("zstd"));
     }
 
     #[test]
@@ -450,11 +338,6 @@ mod tests {
         let error = Tree::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("6.1.0-test, 6.12.0-test"), "{error}");
         assert!(Tree::open(&dir.path().join("6.12.0-test/kernel")).is_err());
-        assert!(
-            Tree::open(Path::new("/nonexistent"))
-                .unwrap_err()
-                .to_string()
-                .contains("/nonexistent")
-        );
+        assert!(Tree::open(Path::new("/nonexistent")).unwrap_err().to_string().contains("/nonexistent"));
     }
 }

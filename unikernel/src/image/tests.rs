@@ -18,33 +18,12 @@ fn package(version: &str, more: &[&str]) -> Package {
     fs::write(dir.path().join("vmlinuz"), kernel).unwrap();
     let tree = dir.path().join("lib/modules/6.1.0-test");
     fs::create_dir_all(tree.join("kernel")).unwrap();
-    for name in [
-        "xen-evtchn",
-        "xen-gntdev",
-        "xen-gntalloc",
-        "xen-blkfront",
-        "xen-pcifront",
-    ]
-    .iter()
-    .chain(more)
-    {
-        fs::write(
-            tree.join(format!("kernel/{name}.ko")),
-            elf::tests::sample(1, b"depends=\0"),
-        )
-        .unwrap();
+    for name in ["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-blkfront", "xen-pcifront"].iter().chain(more) {
+        fs::write(tree.join(format!("kernel/{name}.ko")), elf::tests::sample(1, b"depends=\0")).unwrap();
     }
-    fs::write(
-        tree.join("modules.builtin"),
-        "kernel/drivers/nvme/host/nvme.ko\n",
-    )
-    .unwrap();
+    fs::write(tree.join("modules.builtin"), "kernel/drivers/nvme/host/nvme.ko\n").unwrap();
     let config = dir.path().join("acme.toml");
-    fs::write(
-        &config,
-        "[vm]\nname = \"acme\"\nmodules = [\"brd rd_nr=2 rd_size=65536\"]\n",
-    )
-    .unwrap();
+    fs::write(&config, "[vm]\nname = \"acme\"\nmodules = [\"brd rd_nr=2 rd_size=65536\"]\n").unwrap();
     let recipe = Recipe {
         kernel: dir.path().join("vmlinuz"),
         modules: dir.path().join("lib/modules"),
@@ -64,21 +43,10 @@ fn the_image_holds_what_pid_1_needs_and_nothing_else() {
     let Package { dir, recipe } = package("6.1.0-test", &["brd", "tun", "unasked"]);
     let built = build_with(&recipe, b"the program".to_vec()).unwrap();
     assert_eq!(built.version, "6.1.0-test");
-    let order = [
-        "xen_evtchn",
-        "xen_gntdev",
-        "xen_gntalloc",
-        "xen_blkfront",
-        "tun",
-        "xen_pcifront",
-        "brd",
-    ];
+    let order = ["xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_blkfront", "tun", "xen_pcifront", "brd"];
     assert_eq!(built.modules, order);
     assert_eq!(built.config, dir.path().join("out/deep/acme.cfg"));
-    assert_eq!(
-        fs::read(&built.kernel).unwrap(),
-        fs::read(&recipe.kernel).unwrap()
-    );
+    assert_eq!(fs::read(&built.kernel).unwrap(), fs::read(&recipe.kernel).unwrap());
 
     let entries = archive::tests::list(&fs::read(&built.initramfs).unwrap());
     let body = |name: &str| &entries.iter().find(|entry| entry.0 == name).unwrap().2;
@@ -89,13 +57,7 @@ fn the_image_holds_what_pid_1_needs_and_nothing_else() {
         std::str::from_utf8(body("etc/modules")).unwrap(),
         "xen_evtchn\nxen_gntdev\nxen_gntalloc\nxen_blkfront\ntun\nxen_pcifront\nbrd rd_nr=2 rd_size=65536\n"
     );
-    assert_eq!(
-        entries
-            .iter()
-            .filter(|entry| entry.0.ends_with(".ko"))
-            .count(),
-        order.len()
-    );
+    assert_eq!(entries.iter().filter(|entry| entry.0.ends_with(".ko")).count(), order.len());
 
     let first = fs::read(&built.initramfs).unwrap();
     build_with(&recipe, b"the program".to_vec()).unwrap();
@@ -104,26 +66,16 @@ fn the_image_holds_what_pid_1_needs_and_nothing_else() {
 
 #[test]
 fn pvh_takes_no_pcifront() {
-    let Package {
-        dir: _dir,
-        mut recipe,
-    } = package("6.1.0-test", &["brd"]);
+    let Package { dir: _dir, mut recipe } = package("6.1.0-test", &["brd"]);
     recipe.kind = DomainType::Pvh;
     let built = build_with(&recipe, Vec::new()).unwrap();
     assert!(!built.modules.contains(&"xen_pcifront".into()));
-    assert!(
-        fs::read_to_string(built.config)
-            .unwrap()
-            .contains("type = \"pvh\"")
-    );
+    assert!(fs::read_to_string(built.config).unwrap().contains("type = \"pvh\""));
 }
 
 /// Builds from a package that `change` has spoiled: the error names `words`, has `code`, and nothing was written.
 fn refused(code: i32, words: &[&str], change: impl Fn(&mut Recipe)) {
-    let Package {
-        dir: _dir,
-        mut recipe,
-    } = package("6.1.0-test", &["brd"]);
+    let Package { dir: _dir, mut recipe } = package("6.1.0-test", &["brd"]);
     change(&mut recipe);
     let error = build_with(&recipe, Vec::new()).unwrap_err();
     let text = error.to_string();
@@ -134,22 +86,12 @@ fn refused(code: i32, words: &[&str], change: impl Fn(&mut Recipe)) {
 
 #[test]
 fn wrong_arguments_are_named() {
-    refused(1, &["acme.toml", "not a Linux kernel"], |recipe| {
-        recipe.kernel = recipe.config.clone()
-    });
-    refused(3, &["/nonexistent/vmlinuz"], |recipe| {
-        recipe.kernel = "/nonexistent/vmlinuz".into()
-    });
-    refused(3, &["/nonexistent"], |recipe| {
-        recipe.modules = "/nonexistent".into()
-    });
-    refused(3, &["/nonexistent.toml"], |recipe| {
-        recipe.config = "/nonexistent.toml".into()
-    });
+    refused(1, &["acme.toml", "not a Linux kernel"], |recipe| recipe.kernel = recipe.config.clone());
+    refused(3, &["/nonexistent/vmlinuz"], |recipe| recipe.kernel = "/nonexistent/vmlinuz".into());
+    refused(3, &["/nonexistent"], |recipe| recipe.modules = "/nonexistent".into());
+    refused(3, &["/nonexistent.toml"], |recipe| recipe.config = "/nonexistent.toml".into());
     refused(2, &["--append"], |recipe| recipe.append = "a\nb".into());
-    refused(2, &["--dom0-dir"], |recipe| {
-        recipe.dom0_dir = Some("here".into())
-    });
+    refused(2, &["--dom0-dir"], |recipe| recipe.dom0_dir = Some("here".into()));
     refused(2, &["--vcpus"], |recipe| recipe.vcpus = 0);
     refused(2, &["--memory", "64"], |recipe| recipe.memory_mib = 16);
 }
@@ -157,36 +99,20 @@ fn wrong_arguments_are_named() {
 #[test]
 fn kernel_and_modules_must_be_of_one_version() {
     let other = package("6.12.0-other", &[]);
-    refused(1, &["6.12.0-other", "6.1.0-test"], |recipe| {
-        recipe.kernel = other.recipe.kernel.clone()
-    });
+    refused(1, &["6.12.0-other", "6.1.0-test"], |recipe| recipe.kernel = other.recipe.kernel.clone());
 }
 
 #[test]
 fn a_wrong_configuration_is_refused_before_it_is_in_a_vm() {
     let wrong = |code, words: &[&str], text: &str| {
-        refused(code, words, |recipe| {
-            fs::write(&recipe.config, text).unwrap()
-        });
+        refused(code, words, |recipe| fs::write(&recipe.config, text).unwrap());
     };
     wrong(2, &["acme.toml", "name"], "[vm]\n");
     wrong(2, &["acme.toml:1"], "[vm\n");
     wrong(2, &["../x"], "[vm]\nname='../x'\n");
-    wrong(
-        2,
-        &["acme.toml:3", "colour"],
-        "[vm]\nname='x'\ncolour='red'\n",
-    );
-    wrong(
-        3,
-        &["loop", "6.1.0-test", "neither"],
-        "[vm]\nname='x'\nmodules=['loop']\n",
-    );
-    wrong(
-        2,
-        &["--type", "zero-copy"],
-        "[vm]\nname='x'\n[backend]\ndata-path='zero-copy'\n",
-    );
+    wrong(2, &["acme.toml:3", "colour"], "[vm]\nname='x'\ncolour='red'\n");
+    wrong(3, &["loop", "6.1.0-test", "neither"], "[vm]\nname='x'\nmodules=['loop']\n");
+    wrong(2, &["--type", "zero-copy"], "[vm]\nname='x'\n[backend]\ndata-path='zero-copy'\n");
 }
 
 #[test]

@@ -46,15 +46,8 @@ pub const COMMAND_LINE: &str = "console=hvc0 quiet panic=1 xen_blkfront.trusted=
 impl Domain<'_> {
     /// The text of `NAME.cfg`. It follows xl.cfg(5).
     pub fn text(&self) -> String {
-        let Self {
-            name,
-            kind,
-            memory_mib,
-            vcpus,
-            ..
-        } = self;
-        let mut out =
-            format!("# Service VM {name}, a Xen driver domain, made by `windsor image build`.\n");
+        let Self { name, kind, memory_mib, vcpus, .. } = self;
+        let mut out = format!("# Service VM {name}, a Xen driver domain, made by `windsor image build`.\n");
         if self.dom0_dir.is_none() {
             let _ = write!(
                 out,
@@ -108,22 +101,11 @@ pub fn quotable(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const SAMPLE: Domain<'_> = Domain {
-        name: "acme",
-        kind: DomainType::Pv,
-        memory_mib: 128,
-        vcpus: 2,
-        append: "",
-        dom0_dir: None,
-    };
+    const SAMPLE: Domain<'_> =
+        Domain { name: "acme", kind: DomainType::Pv, memory_mib: 128, vcpus: 2, append: "", dom0_dir: None };
 
     fn settings(domain: &Domain<'_>) -> Vec<String> {
-        domain
-            .text()
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(str::to_owned)
-            .collect()
+        domain.text().lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
     }
 
     #[test]
@@ -158,10 +140,7 @@ mod tests {
         let lines = settings(&domain);
         assert_eq!(lines[1], "type = \"pvh\"");
         assert_eq!(lines[2], "kernel = \"/var/lib/windsor/vmlinuz\"");
-        assert_eq!(
-            lines[4],
-            format!("extra = '{COMMAND_LINE} loglevel=7 a=\"b c\"'")
-        );
+        assert_eq!(lines[4], format!("extra = '{COMMAND_LINE} loglevel=7 a=\"b c\"'"));
         assert!(!domain.text().contains("xl create"));
     }
 

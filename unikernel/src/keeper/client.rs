@@ -40,10 +40,7 @@ impl Keeper {
     }
 
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            turn: Mutex::new(()),
-        }
+        Self { socket, turn: Mutex::new(()) }
     }
 
     /// Hands copies of `fds` over to be kept under `key`, in place of what was kept there before. When this returns
@@ -53,10 +50,7 @@ impl Keeper {
     /// The keeper's refusal (too many keys or descriptors), or `NotConnected` when it is gone.
     pub fn keep(&self, key: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         if key.len() > MAX_KEY {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("a key has at most {MAX_KEY} bytes"),
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a key has at most {MAX_KEY} bytes")));
         }
         done(self.ask(&Request::Keep { key: key.into() }, fds)?)
     }
@@ -104,9 +98,6 @@ fn done(answer: (Reply, Vec<OwnedFd>)) -> io::Result<()> {
     match answer.0 {
         Reply::Done => Ok(()),
         Reply::Refused { why } => Err(io::Error::other(why)),
-        Reply::Kept { .. } => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the keeper gave the wrong answer",
-        )),
+        Reply::Kept { .. } => Err(io::Error::new(io::ErrorKind::InvalidData, "the keeper gave the wrong answer")),
     }
 }

@@ -79,14 +79,8 @@ pub struct Spec {
 impl Spec {
     /// This very program as `windsor supervisor ARGS...`.
     pub fn supervisor(args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
-        let args = std::iter::once("supervisor".into())
-            .chain(args.into_iter().map(Into::into))
-            .collect();
-        Self {
-            program: "/proc/self/exe".into(),
-            args,
-            limits: Limits::default(),
-        }
+        let args = std::iter::once("supervisor".into()).chain(args.into_iter().map(Into::into)).collect();
+        Self { program: "/proc/self/exe".into(), args, limits: Limits::default() }
     }
 }
 
@@ -114,14 +108,7 @@ pub fn run(spec: &Spec) -> io::Result<Ended> {
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     // Workers whose supervisor died become children of this process, and are reaped here.
     nix::sys::prctl::set_child_subreaper(true)?;
-    Watch {
-        spec,
-        signals,
-        store: Store::default(),
-        stop: None,
-        alone: false,
-    }
-    .run()
+    Watch { spec, signals, store: Store::default(), stop: None, alone: false }.run()
 }
 
 /// A request to stop.
@@ -166,27 +153,17 @@ impl Watch<'_> {
             }
             let now = Instant::now();
             crashes.push_back(now);
-            while crashes
-                .front()
-                .is_some_and(|&at| now.duration_since(at) > limits.window)
-            {
+            while crashes.front().is_some_and(|&at| now.duration_since(at) > limits.window) {
                 crashes.pop_front();
             }
             if crashes.len() > limits.crashes {
                 let (count, window) = (crashes.len(), limits.window);
-                log(&format!(
-                    "{why}; that is {count} times within {window:?}, giving up"
-                ));
+                log(&format!("{why}; that is {count} times within {window:?}, giving up"));
                 return self.finish(1);
             }
             let doublings = u32::try_from(crashes.len() - 1).unwrap_or(u32::MAX);
-            let pause = limits
-                .first_pause
-                .saturating_mul(2u32.saturating_pow(doublings))
-                .min(limits.longest_pause);
-            log(&format!(
-                "{why}; starting it again in {pause:?}, its devices pause until then"
-            ));
+            let pause = limits.first_pause.saturating_mul(2u32.saturating_pow(doublings)).min(limits.longest_pause);
+            log(&format!("{why}; starting it again in {pause:?}, its devices pause until then"));
             if self.pause(pause)? {
                 return self.finish(1);
             }
@@ -195,22 +172,10 @@ impl Watch<'_> {
 
     /// Starts a supervisor: its process and our end of its socket.
     fn start(&self) -> io::Result<(Pid, OwnedFd)> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let child = Command::new(&self.spec.program).args(&self.spec.args).stdin(Stdio::from(theirs)).spawn().map_err(
+            |error| io::Error::new(error.kind(), format!("cannot run {}: {error}", self.spec.program.display())),
         )?;
-        let child = Command::new(&self.spec.program)
-            .args(&self.spec.args)
-            .stdin(Stdio::from(theirs))
-            .spawn()
-            .map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!("cannot run {}: {error}", self.spec.program.display()),
-                )
-            })?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         Ok((Pid::from_raw(pid), ours))
     }
@@ -238,10 +203,7 @@ impl Watch<'_> {
                 && !killed
                 && Instant::now() >= stop.deadline
             {
-                log(&format!(
-                    "the supervisor did not stop within {:?} and is killed",
-                    self.spec.limits.stop
-                ));
+                log(&format!("the supervisor did not stop within {:?} and is killed", self.spec.limits.stop));
                 let _ = kill(pid, Signal::SIGKILL);
                 killed = true;
             }
@@ -257,14 +219,10 @@ impl Watch<'_> {
 
     /// Answers requests; `false` when the connection is over.
     fn answer(&mut self, socket: &OwnedFd, limit: usize) -> bool {
-        self.store
-            .answer(socket.as_fd(), limit)
-            .unwrap_or_else(|error| {
-                log(&format!(
-                    "the supervisor's messages are of no use any more: {error}"
-                ));
-                false
-            })
+        self.store.answer(socket.as_fd(), limit).unwrap_or_else(|error| {
+            log(&format!("the supervisor's messages are of no use any more: {error}"));
+            false
+        })
     }
 
     /// Reads the signals that have come and reaps. Whether a request to stop was among them, and the status of `pid`
@@ -272,9 +230,7 @@ impl Watch<'_> {
     fn signals_and_children(&mut self, pid: Option<Pid>) -> io::Result<(bool, Option<WaitStatus>)> {
         let mut asked = false;
         while let Some(info) = self.signals.read_signal()? {
-            let signal = i32::try_from(info.ssi_signo)
-                .ok()
-                .and_then(|number| Signal::try_from(number).ok());
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             if let Some(signal @ (Signal::SIGTERM | Signal::SIGINT)) = signal {
                 asked = true;
                 let deadline = Instant::now() + self.spec.limits.stop;
@@ -284,9 +240,7 @@ impl Watch<'_> {
         let mut ended = None;
         self.alone = loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((child, status)))
-                    if pid.is_some_and(|pid| pid.as_raw() == child.as_raw_nonzero().get()) =>
-                {
+                Ok(Some((child, status))) if pid.is_some_and(|pid| pid.as_raw() == child.as_raw_nonzero().get()) => {
                     ended = Some(status);
                 }
                 Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
@@ -334,15 +288,10 @@ impl Watch<'_> {
             if Instant::now() >= deadline {
                 let left = children();
                 if killed {
-                    log(&format!(
-                        "processes {left:?} cannot be killed: a device does not answer"
-                    ));
+                    log(&format!("processes {left:?} cannot be killed: a device does not answer"));
                     break;
                 }
-                log(&format!(
-                    "processes {left:?} did not end within {:?} and are killed",
-                    self.spec.limits.workers
-                ));
+                log(&format!("processes {left:?} did not end within {:?} and are killed", self.spec.limits.workers));
                 for pid in left {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
@@ -351,10 +300,7 @@ impl Watch<'_> {
             }
             self.sleep(None, Some(deadline))?;
         }
-        Ok(Ended {
-            code,
-            signal: self.stop.map(|stop| stop.signal),
-        })
+        Ok(Ended { code, signal: self.stop.map(|stop| stop.signal) })
     }
 }
 
@@ -362,9 +308,7 @@ impl Watch<'_> {
 fn children() -> Vec<i32> {
     let path = format!("/proc/self/task/{}/children", std::process::id());
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// A line on standard error. Not `eprintln!`: a terminal that went away must not end the keeper.

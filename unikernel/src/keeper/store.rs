@@ -29,26 +29,14 @@ impl Store {
                 Ok(Some((request, fds))) => self.apply(request, fds),
                 Ok(None) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                Err(error)
-                    if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) =>
-                {
-                    (
-                        Reply::Refused {
-                            why: format!("the keeper cannot keep them: {error}"),
-                        },
-                        Vec::new(),
-                    )
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+                    (Reply::Refused { why: format!("the keeper cannot keep them: {error}") }, Vec::new())
                 }
                 Err(error) => return Err(error),
             };
             // A supervisor that died after its request must not keep the ones behind it from being read.
             match send(socket, &reply, &fds, SendFlags::DONTWAIT) {
-                Err(error)
-                    if !matches!(
-                        error.kind(),
-                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-                    ) =>
-                {
+                Err(error) if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                     return Err(error);
                 }
                 _ => {}
@@ -59,21 +47,11 @@ impl Store {
 
     fn apply(&mut self, request: Request, fds: Vec<OwnedFd>) -> (Reply, Vec<BorrowedFd<'_>>) {
         match request {
-            Request::Keep { key } if key.len() > MAX_KEY => (
-                Reply::Refused {
-                    why: format!("a key has at most {MAX_KEY} bytes"),
-                },
-                Vec::new(),
-            ),
-            Request::Keep { key }
-                if self.kept.len() >= MAX_KEYS && !self.kept.contains_key(&key) =>
-            {
-                (
-                    Reply::Refused {
-                        why: format!("{MAX_KEYS} keys are in use"),
-                    },
-                    Vec::new(),
-                )
+            Request::Keep { key } if key.len() > MAX_KEY => {
+                (Reply::Refused { why: format!("a key has at most {MAX_KEY} bytes") }, Vec::new())
+            }
+            Request::Keep { key } if self.kept.len() >= MAX_KEYS && !self.kept.contains_key(&key) => {
+                (Reply::Refused { why: format!("{MAX_KEYS} keys are in use") }, Vec::new())
             }
             Request::Keep { key } => {
                 self.kept.insert(key, fds);
@@ -85,15 +63,8 @@ impl Store {
             }
             Request::Next { after } => {
                 let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-                match self
-                    .kept
-                    .range::<String, _>((from, Bound::Unbounded))
-                    .next()
-                {
-                    Some((key, fds)) => (
-                        Reply::Kept { key: key.clone() },
-                        fds.iter().map(AsFd::as_fd).collect(),
-                    ),
+                match self.kept.range::<String, _>((from, Bound::Unbounded)).next() {
+                    Some((key, fds)) => (Reply::Kept { key: key.clone() }, fds.iter().map(AsFd::as_fd).collect()),
                     None => (Reply::Done, Vec::new()),
                 }
             }
@@ -112,19 +83,11 @@ mod tests {
 
     /// Runs `supervisor` against a store in another thread, which gives the store back.
     fn with_store(mut store: Store, supervisor: impl FnOnce(&Keeper)) -> Store {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let keeper = thread::spawn(move || {
             loop {
-                let mut fds = [rustix::event::PollFd::new(
-                    &ours,
-                    rustix::event::PollFlags::IN,
-                )];
+                let mut fds = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::IN)];
                 rustix::event::poll(&mut fds, None).unwrap();
                 if !store.answer(ours.as_fd(), 3).unwrap() {
                     return store;
@@ -149,15 +112,10 @@ mod tests {
         });
         let store = with_store(store, |keeper| {
             let kept = keeper.list().unwrap();
-            let shape: Vec<_> = kept
-                .iter()
-                .map(|(key, fds)| (key.as_str(), fds.len()))
-                .collect();
+            let shape: Vec<_> = kept.iter().map(|(key, fds)| (key.as_str(), fds.len())).collect();
             assert_eq!(shape, [("a", 0), ("b", 1)]);
             let (_, mut fds) = kept.into_iter().nth(1).unwrap();
-            std::fs::File::from(fds.remove(0))
-                .write_all(b"alive")
-                .unwrap();
+            std::fs::File::from(fds.remove(0)).write_all(b"alive").unwrap();
             keeper.forget("b").unwrap();
         });
         let mut text = String::new();
@@ -193,41 +151,17 @@ mod tests {
     fn keys_are_bounded() {
         let mut store = Store::default();
         for index in 0..MAX_KEYS {
-            assert!(matches!(
-                store
-                    .apply(
-                        Request::Keep {
-                            key: index.to_string()
-                        },
-                        Vec::new()
-                    )
-                    .0,
-                Reply::Done
-            ));
+            assert!(matches!(store.apply(Request::Keep { key: index.to_string() }, Vec::new()).0, Reply::Done));
         }
-        assert!(matches!(
-            store.apply(Request::Keep { key: "0".into() }, Vec::new()).0,
-            Reply::Done
-        ));
-        assert!(matches!(
-            store.apply(Request::Keep { key: "x".into() }, Vec::new()).0,
-            Reply::Refused { .. }
-        ));
+        assert!(matches!(store.apply(Request::Keep { key: "0".into() }, Vec::new()).0, Reply::Done));
+        assert!(matches!(store.apply(Request::Keep { key: "x".into() }, Vec::new()).0, Reply::Refused { .. }));
     }
 
     #[test]
     fn nonsense_ends_the_connection() {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         rustix::net::send(&theirs, b"{\"keep\":", SendFlags::empty()).unwrap();
-        assert_eq!(
-            Store::default().answer(ours.as_fd(), 1).unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
+        assert_eq!(Store::default().answer(ours.as_fd(), 1).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

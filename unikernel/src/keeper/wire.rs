@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -68,11 +68,7 @@ pub fn send<T: Serialize>(
 ) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
     if body.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
-        let what = format!(
-            "{} bytes with {} descriptors are too much for one message",
-            body.len(),
-            fds.len()
-        );
+        let what = format!("{} bytes with {} descriptors are too much for one message", body.len(), fds.len());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -81,9 +77,7 @@ pub fn send<T: Serialize>(
         control.push(SendAncillaryMessage::ScmRights(fds));
     }
     let parts = [IoSlice::new(&body)];
-    rustix::io::retry_on_intr(|| {
-        sendmsg(socket, &parts, &mut control, flags | SendFlags::NOSIGNAL)
-    })?;
+    rustix::io::retry_on_intr(|| sendmsg(socket, &parts, &mut control, flags | SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -92,20 +86,12 @@ pub fn send<T: Serialize>(
 /// # Errors
 /// Those of recvmsg(2); EMFILE, with the message lost, when descriptors came that this process may not open;
 /// `InvalidData` for what is no message or too long.
-pub fn receive<T: DeserializeOwned>(
-    socket: BorrowedFd<'_>,
-    flags: RecvFlags,
-) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut body = [0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut body)],
-            &mut control,
-            flags | RecvFlags::CMSG_CLOEXEC,
-        )
+        recvmsg(socket, &mut [IoSliceMut::new(&mut body)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
     })?;
     let fds: Vec<OwnedFd> = control
         .drain()
@@ -119,10 +105,7 @@ pub fn receive<T: DeserializeOwned>(
         return Err(rustix::io::Errno::MFILE.into());
     }
     if got.flags.contains(ReturnFlags::TRUNC) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a message is too long",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
     }
     if got.bytes == 0 {
         return Ok(None);
