@@ -100,10 +100,10 @@ impl Backend {
                     (join(it.id), join(it.sector_number), it.handle, it.nr_segments, it.indirect_grefs)
                 }
             };
-            for page in 0..usize::from(count).div_ceil(SEGMENTS_PER_PAGE) {
+            for (page, gref) in grefs.iter().take(usize::from(count).div_ceil(SEGMENTS_PER_PAGE)).enumerate() {
                 let left = usize::from(count) - page * SEGMENTS_PER_PAGE;
                 let mut segments = vec![BlkifRequestSegment::default(); left.min(SEGMENTS_PER_PAGE)];
-                self.with(grefs[page], |memory| memory.read(0, segments.as_mut_bytes()));
+                self.with(*gref, |memory| memory.read(0, segments.as_mut_bytes()));
                 seen.segments.extend(segments);
             }
             return seen;

@@ -290,7 +290,8 @@ fn waiting_ends_with_an_event_a_wake_or_in_time() {
 
 #[test]
 fn hostile_responses_end_the_device_and_every_request() {
-    let wrong: [(&str, fn(&mut Backend, u64)); 5] = [
+    type Act = fn(&mut Backend, u64);
+    let wrong: [(&str, Act); 5] = [
         ("not under way", |backend, _| backend.answer(31, BLKIF_OP_READ, 0)),
         ("not under way", |backend, _| backend.answer(u64::MAX, BLKIF_OP_READ, 0)),
         ("not under way", |backend, id| {
