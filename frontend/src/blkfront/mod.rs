@@ -21,11 +21,11 @@ mod tests;
 mod transfer;
 mod wiring;
 
-pub use device::{DeviceError, Machine};
+pub use device::{Device, DeviceError, Machine, Step};
 pub use follow::{Blkfront, Event, FollowError, connect};
 pub use gate::{Gate, Waker};
 pub use io::{Completion, Counts, Op, Refusal, Refused, Request, Status};
-pub use negotiate::{Properties, PropertyError};
+pub use negotiate::{Lookup, Properties, PropertyError};
 pub use options::Options;
 pub use queue::Queue;
 pub use request::{Encoded, Encoder, Response};
