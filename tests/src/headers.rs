@@ -40,21 +40,12 @@ impl Probe {
         for header in headers {
             writeln!(includes, "#include <{header}>").expect("a string takes it");
         }
-        Probe {
-            layout,
-            includes,
-            body: String::new(),
-            expected: Vec::new(),
-        }
+        Probe { layout, includes, body: String::new(), expected: Vec::new() }
     }
 
     fn expect(&mut self, name: &str, statement: &str, ours: String) {
         let number = self.expected.len();
-        writeln!(
-            self.body,
-            "printf(\"{number} \"); {{ {statement} }} printf(\"\\n\");"
-        )
-        .expect("a string takes it");
+        writeln!(self.body, "printf(\"{number} \"); {{ {statement} }} printf(\"\\n\");").expect("a string takes it");
         self.expected.push((name.to_owned(), ours));
     }
 
@@ -66,11 +57,7 @@ impl Probe {
 
     /// A string constant of the headers is one of ours.
     pub fn text(&mut self, expression: &str, ours: &str) {
-        self.expect(
-            expression,
-            &format!("printf(\"%s\", {expression});"),
-            ours.to_owned(),
-        );
+        self.expect(expression, &format!("printf(\"%s\", {expression});"), ours.to_owned());
     }
 
     /// A C type has the size of ours.
@@ -101,33 +88,18 @@ impl Probe {
     /// # Panics
     /// With every difference; or with what to install, when there is no compiler or a header is missing.
     pub fn check(self) {
-        let program = format!(
-            "{}int main(void) {{\n{}return 0;\n}}\n",
-            self.includes, self.body
-        );
+        let program = format!("{}int main(void) {{\n{}return 0;\n}}\n", self.includes, self.body);
         let output = Executable::compile(&program).run();
         let answers: Vec<&str> = output.lines().collect();
-        assert_eq!(
-            answers.len(),
-            self.expected.len(),
-            "the probe answered something else:\n{output}"
-        );
+        assert_eq!(answers.len(), self.expected.len(), "the probe answered something else:\n{output}");
         let mut differences = String::new();
         for (number, ((name, ours), answer)) in self.expected.iter().zip(answers).enumerate() {
             let theirs = answer.strip_prefix(&format!("{number} ")).unwrap_or(answer);
             if theirs != ours {
-                writeln!(
-                    differences,
-                    "  {name}: the header says {theirs}, we say {ours}"
-                )
-                .expect("a string takes it");
+                writeln!(differences, "  {name}: the header says {theirs}, we say {ours}").expect("a string takes it");
             }
         }
-        assert!(
-            differences.is_empty(),
-            "layout {:?} differs from the C headers:\n{differences}",
-            self.layout
-        );
+        assert!(differences.is_empty(), "layout {:?} differs from the C headers:\n{differences}", self.layout);
     }
 }
 
@@ -153,32 +125,20 @@ impl Executable {
             }
             Err(error) => panic!("cc: {error}"),
         };
-        compiler
-            .stdin
-            .take()
-            .expect("piped above")
-            .write_all(program.as_bytes())
-            .expect("cc reads its input");
+        compiler.stdin.take().expect("piped above").write_all(program.as_bytes()).expect("cc reads its input");
         let output = compiler.wait_with_output().expect("cc ends");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(
             !errors.contains("No such file or directory"),
             "C headers to check the ABI with are missing; install them: {INSTALL}\n{errors}"
         );
-        assert!(
-            output.status.success(),
-            "the ABI probe does not compile:\n{errors}\n{program}"
-        );
+        assert!(output.status.success(), "the ABI probe does not compile:\n{errors}\n{program}");
         executable
     }
 
     fn run(&self) -> String {
         let output = Command::new(&self.0).output().expect("the probe runs");
-        assert!(
-            output.status.success(),
-            "the ABI probe failed: {}",
-            output.status
-        );
+        assert!(output.status.success(), "the ABI probe failed: {}", output.status);
         String::from_utf8(output.stdout).expect("the probe prints ASCII")
     }
 }

@@ -18,23 +18,14 @@ macro_rules! structure {
 }
 
 /// Linux' headers need Xen's types first.
-const DEVICES: [&str; 6] = [
-    "xen/event_channel.h",
-    "xen/xen.h",
-    "xen/grant_table.h",
-    "xen/gntdev.h",
-    "xen/gntalloc.h",
-    "xen/evtchn.h",
-];
+const DEVICES: [&str; 6] =
+    ["xen/event_channel.h", "xen/xen.h", "xen/grant_table.h", "xen/gntdev.h", "xen/gntalloc.h", "xen/evtchn.h"];
 
 #[test]
 fn gntdev_is_what_the_header_says() {
     let mut probe = Probe::new(Layout::Native, &DEVICES);
     probe.value("IOCTL_GNTDEV_MAP_GRANT_REF", abi::GNTDEV_MAP_GRANT_REF);
-    probe.value(
-        "IOCTL_GNTDEV_UNMAP_GRANT_REF",
-        abi::GntdevUnmapGrantRef::NUMBER,
-    );
+    probe.value("IOCTL_GNTDEV_UNMAP_GRANT_REF", abi::GntdevUnmapGrantRef::NUMBER);
     probe.value("IOCTL_GNTDEV_GRANT_COPY", abi::GNTDEV_GRANT_COPY);
     structure!(probe, "struct ioctl_gntdev_grant_ref", abi::GntdevGrantRef, {
         "domid" => domid, "ref" => gref,
@@ -58,11 +49,7 @@ fn gntdev_is_what_the_header_says() {
     ];
     for (field, ours) in foreign {
         let at = offset_of!(abi::GntdevGrantCopySegment, dest) + ours;
-        probe.offset(
-            "struct gntdev_grant_copy_segment",
-            &format!("dest.foreign.{field}"),
-            at,
-        );
+        probe.offset("struct gntdev_grant_copy_segment", &format!("dest.foreign.{field}"), at);
     }
     probe.value("GNTCOPY_source_gref", abi::GNTCOPY_SOURCE_GREF);
     probe.value("GNTCOPY_dest_gref", abi::GNTCOPY_DEST_GREF);
@@ -73,10 +60,7 @@ fn gntdev_is_what_the_header_says() {
 fn gntalloc_is_what_the_header_says() {
     let mut probe = Probe::new(Layout::Native, &DEVICES);
     probe.value("IOCTL_GNTALLOC_ALLOC_GREF", abi::GNTALLOC_ALLOC_GREF);
-    probe.value(
-        "IOCTL_GNTALLOC_DEALLOC_GREF",
-        abi::GntallocDeallocGref::NUMBER,
-    );
+    probe.value("IOCTL_GNTALLOC_DEALLOC_GREF", abi::GntallocDeallocGref::NUMBER);
     probe.value("GNTALLOC_FLAG_WRITABLE", abi::GNTALLOC_FLAG_WRITABLE);
     structure!(probe, "struct ioctl_gntalloc_alloc_gref", abi::GntallocAllocGref<1>, {
         "domid" => domid, "flags" => flags, "count" => count, "index" => index, "gref_ids" => gref_ids,
@@ -90,20 +74,11 @@ fn gntalloc_is_what_the_header_says() {
 #[test]
 fn evtchn_is_what_the_header_says() {
     let mut probe = Probe::new(Layout::Native, &DEVICES);
-    probe.value(
-        "IOCTL_EVTCHN_BIND_INTERDOMAIN",
-        abi::EvtchnBindInterdomain::NUMBER,
-    );
-    probe.value(
-        "IOCTL_EVTCHN_BIND_UNBOUND_PORT",
-        abi::EvtchnBindUnboundPort::NUMBER,
-    );
+    probe.value("IOCTL_EVTCHN_BIND_INTERDOMAIN", abi::EvtchnBindInterdomain::NUMBER);
+    probe.value("IOCTL_EVTCHN_BIND_UNBOUND_PORT", abi::EvtchnBindUnboundPort::NUMBER);
     probe.value("IOCTL_EVTCHN_UNBIND", abi::EvtchnUnbind::NUMBER);
     probe.value("IOCTL_EVTCHN_NOTIFY", abi::EvtchnNotify::NUMBER);
-    probe.value(
-        "IOCTL_EVTCHN_RESTRICT_DOMID",
-        abi::EvtchnRestrictDomid::NUMBER,
-    );
+    probe.value("IOCTL_EVTCHN_RESTRICT_DOMID", abi::EvtchnRestrictDomid::NUMBER);
     structure!(probe, "struct ioctl_evtchn_bind_interdomain", abi::EvtchnBindInterdomain, {
         "remote_domain" => remote_domain, "remote_port" => remote_port,
     });
@@ -131,29 +106,17 @@ fn grant_tables_are_what_the_header_says() {
         probe.value("GTF_readonly", abi::GTF_READONLY);
         probe.value("GTF_reading", abi::GTF_READING);
         probe.value("GTF_writing", abi::GTF_WRITING);
-        probe.value(
-            "GNTTAB_NR_RESERVED_ENTRIES",
-            abi::GNTTAB_NR_RESERVED_ENTRIES,
-        );
+        probe.value("GNTTAB_NR_RESERVED_ENTRIES", abi::GNTTAB_NR_RESERVED_ENTRIES);
         probe.value("GNTST_okay", grant::GrantStatus::OKAY.0);
         probe.value("GNTST_general_error", grant::GrantStatus::GENERAL_ERROR.0);
         probe.value("GNTST_bad_gntref", grant::GrantStatus::BAD_GNTREF.0);
-        probe.value(
-            "GNTST_permission_denied",
-            grant::GrantStatus::PERMISSION_DENIED.0,
-        );
+        probe.value("GNTST_permission_denied", grant::GrantStatus::PERMISSION_DENIED.0);
         probe.check();
     }
 }
 
-const BLKIF: [&str; 6] = [
-    "xen/xen.h",
-    "xen/grant_table.h",
-    "xen/io/ring.h",
-    "xen/io/blkif.h",
-    "xen/io/protocols.h",
-    "xen/io/xenbus.h",
-];
+const BLKIF: [&str; 6] =
+    ["xen/xen.h", "xen/grant_table.h", "xen/io/ring.h", "xen/io/blkif.h", "xen/io/protocols.h", "xen/io/xenbus.h"];
 
 #[test]
 fn blkif_constants_are_what_the_header_says() {
@@ -167,14 +130,8 @@ fn blkif_constants_are_what_the_header_says() {
     probe.value("BLKIF_RSP_OKAY", proto::BLKIF_RSP_OKAY);
     probe.value("BLKIF_RSP_ERROR", proto::BLKIF_RSP_ERROR);
     probe.value("BLKIF_RSP_EOPNOTSUPP", proto::BLKIF_RSP_EOPNOTSUPP);
-    probe.value(
-        "BLKIF_MAX_SEGMENTS_PER_REQUEST",
-        proto::MAX_SEGMENTS as i128,
-    );
-    probe.value(
-        "BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST",
-        proto::MAX_INDIRECT_PAGES as i128,
-    );
+    probe.value("BLKIF_MAX_SEGMENTS_PER_REQUEST", proto::MAX_SEGMENTS as i128);
+    probe.value("BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST", proto::MAX_INDIRECT_PAGES as i128);
     probe.value("VDISK_CDROM", proto::VDISK_CDROM);
     probe.value("VDISK_REMOVABLE", proto::VDISK_REMOVABLE);
     probe.value("VDISK_READONLY", proto::VDISK_READONLY);
@@ -235,12 +192,7 @@ fn blkif_of_32_bit_guests_is_what_the_header_says() {
 
 /// The ring's head, its slots, and how many of them each order has.
 fn ring_is_what_the_header_says(probe: &mut Probe, abi: proto::Abi) {
-    for (field, ours) in [
-        ("req_prod", 0),
-        ("req_event", 4),
-        ("rsp_prod", 8),
-        ("rsp_event", 12),
-    ] {
+    for (field, ours) in [("req_prod", 0), ("req_event", 4), ("rsp_prod", 8), ("rsp_event", 12)] {
         probe.offset("struct blkif_sring", field, ours);
     }
     probe.offset("struct blkif_sring", "ring", ring::SLOTS_AT);
@@ -257,15 +209,9 @@ fn golden_blkif_bytes(probe: &mut Probe, abi: proto::Abi) {
     const ID: u64 = 0x8877_6655_4433_2211;
     const SECTOR: u64 = 0x0102_0304_0506_0708;
     let halves = |value: u64| [value as u32, (value >> 32) as u32];
-    let segment = |gref: u32| proto::BlkifRequestSegment {
-        gref,
-        first_sect: 1,
-        last_sect: 7,
-        pad: 0,
-    };
+    let segment = |gref: u32| proto::BlkifRequestSegment { gref, first_sect: 1, last_sect: 7, pad: 0 };
     let seg: [_; proto::MAX_SEGMENTS] = std::array::from_fn(|index| segment(0x1000 + index as u32));
-    let indirect_grefs: [u32; proto::MAX_INDIRECT_PAGES] =
-        std::array::from_fn(|index| 0x2000 + index as u32);
+    let indirect_grefs: [u32; proto::MAX_INDIRECT_PAGES] = std::array::from_fn(|index| 0x2000 + index as u32);
 
     let request = "it.operation = BLKIF_OP_WRITE; it.nr_segments = 11; it.handle = 0xca00; \
         it.id = 0x8877665544332211; it.sector_number = 0x0102030405060708; \
@@ -280,17 +226,9 @@ fn golden_blkif_bytes(probe: &mut Probe, abi: proto::Abi) {
     let (operation, handle) = (proto::BLKIF_OP_WRITE, 0xca00);
     let ours: [Vec<u8>; 3] = match abi {
         proto::Abi::X86_64 => [
-            proto::BlkifRequest64 {
-                operation,
-                nr_segments: 11,
-                handle,
-                pad: 0,
-                id: ID,
-                sector_number: SECTOR,
-                seg,
-            }
-            .as_bytes()
-            .to_vec(),
+            proto::BlkifRequest64 { operation, nr_segments: 11, handle, pad: 0, id: ID, sector_number: SECTOR, seg }
+                .as_bytes()
+                .to_vec(),
             proto::BlkifRequestDiscard64 {
                 operation: proto::BLKIF_OP_DISCARD,
                 flag: 1,
@@ -370,5 +308,51 @@ fn difference_is_found_and_named() {
 fn missing_header_says_what_to_install() {
     let mut probe = Probe::new(Layout::Native, &["xen/no-such-header.h"]);
     probe.value("1", 1);
+    probe.check();
+}
+
+#[test]
+fn netif_is_what_the_header_says() {
+    use netback::proto as net;
+    let mut probe =
+        Probe::new(Layout::Native, &["xen/xen.h", "xen/event_channel.h", "xen/grant_table.h", "xen/io/netif.h"]);
+    structure!(probe, "struct netif_tx_request", net::NetifTxRequest, {
+        "gref" => gref, "offset" => offset, "flags" => flags, "id" => id, "size" => size,
+    });
+    structure!(probe, "struct netif_extra_info", net::NetifExtraInfo, { "type" => kind, "flags" => flags, "u" => body });
+    structure!(probe, "struct netif_tx_response", net::NetifTxResponse, { "id" => id, "status" => status });
+    structure!(probe, "struct netif_rx_request", net::NetifRxRequest, { "id" => id, "gref" => gref });
+    structure!(probe, "struct netif_rx_response", net::NetifRxResponse, {
+        "id" => id, "offset" => offset, "flags" => flags, "status" => status,
+    });
+    structure!(probe, "struct xen_netif_ctrl_request", net::NetifCtrlRequest, { "id" => id, "type" => kind, "data" => data });
+    structure!(probe, "struct xen_netif_ctrl_response", net::NetifCtrlResponse, {
+        "id" => id, "type" => kind, "status" => status, "data" => data,
+    });
+    for (name, ours) in [
+        ("XEN_NETIF_NR_SLOTS_MIN", net::NR_SLOTS_MIN as i128),
+        ("XEN_NETIF_MAX_TX_SIZE", net::MAX_TX_SIZE as i128),
+        ("NETTXF_csum_blank", net::NETTXF_CSUM_BLANK.into()),
+        ("NETTXF_data_validated", net::NETTXF_DATA_VALIDATED.into()),
+        ("NETTXF_more_data", net::NETTXF_MORE_DATA.into()),
+        ("NETTXF_extra_info", net::NETTXF_EXTRA_INFO.into()),
+        ("NETRXF_csum_blank", net::NETRXF_CSUM_BLANK.into()),
+        ("NETRXF_data_validated", net::NETRXF_DATA_VALIDATED.into()),
+        ("NETRXF_more_data", net::NETRXF_MORE_DATA.into()),
+        ("NETRXF_extra_info", net::NETRXF_EXTRA_INFO.into()),
+        ("XEN_NETIF_EXTRA_TYPE_GSO", net::EXTRA_TYPE_GSO.into()),
+        ("XEN_NETIF_EXTRA_TYPE_MCAST_ADD", net::EXTRA_TYPE_MCAST_ADD.into()),
+        ("XEN_NETIF_EXTRA_TYPE_MCAST_DEL", net::EXTRA_TYPE_MCAST_DEL.into()),
+        ("XEN_NETIF_EXTRA_TYPE_HASH", net::EXTRA_TYPE_HASH.into()),
+        ("XEN_NETIF_EXTRA_FLAG_MORE", net::EXTRA_FLAG_MORE.into()),
+        ("XEN_NETIF_GSO_TYPE_TCPV4", net::GSO_TYPE_TCPV4.into()),
+        ("XEN_NETIF_GSO_TYPE_TCPV6", net::GSO_TYPE_TCPV6.into()),
+        ("NETIF_RSP_DROPPED", i128::from(net::NETIF_RSP_DROPPED)),
+        ("NETIF_RSP_ERROR", net::NETIF_RSP_ERROR.into()),
+        ("NETIF_RSP_OKAY", net::NETIF_RSP_OKAY.into()),
+        ("NETIF_RSP_NULL", net::NETIF_RSP_NULL.into()),
+    ] {
+        probe.value(name, ours);
+    }
     probe.check();
 }

@@ -79,7 +79,12 @@ fn strace_counts_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let trace = dir.path().join("trace");
     let output = Command::new("strace")
-        .args(["-f", "--decode-pids=comm", "-e", "trace=io_uring_enter,epoll_wait,epoll_pwait,epoll_pwait2,epoll_ctl,write"])
+        .args([
+            "-f",
+            "--decode-pids=comm",
+            "-e",
+            "trace=io_uring_enter,epoll_wait,epoll_pwait,epoll_pwait2,epoll_ctl,write",
+        ])
         .arg("-o")
         .arg(&trace)
         .arg(std::env::current_exe().unwrap())
@@ -102,7 +107,11 @@ fn strace_counts_the_same() {
     let calls = thread.len() as f64 - resumed;
     let writes = (seen(" write(")) as f64;
     let within = |ours: f64, theirs: f64| (ours - theirs).abs() <= theirs * 0.01 + 5.0;
-    println!("system calls: ours {}, strace {calls}; notifications: ours {}, strace {writes}", number("system calls "), number("notifications "));
+    println!(
+        "system calls: ours {}, strace {calls}; notifications: ours {}, strace {writes}",
+        number("system calls "),
+        number("notifications ")
+    );
     assert!(calls > BATCHES as f64, "strace saw the thread work");
     assert!(within(number("system calls "), calls), "ours {}, strace {calls}", number("system calls "));
     assert!(within(number("notifications "), writes), "ours {}, strace {writes}", number("notifications "));

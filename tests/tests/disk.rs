@@ -169,7 +169,11 @@ fn steady_persistent_traffic_maps_nothing_and_answers_in_batches() {
 
 #[test]
 fn bad_grants_fail_their_request_alone() {
-    for shape in [Shape::default(), Shape { zero_copy: false, ..Shape::default() }, Shape { persistent: false, ..Shape::default() }] {
+    for shape in [
+        Shape::default(),
+        Shape { zero_copy: false, ..Shape::default() },
+        Shape { persistent: false, ..Shape::default() },
+    ] {
         let mut world = World::new();
         let (mut file, expected) = image(1 << 20);
         let mut disk = Disk::connect(&mut world, &file, shape);
