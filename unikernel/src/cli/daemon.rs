@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use grant::DomId;
 
-use super::{FAILED, Failure, Outcome, WorldArgs};
+use super::{FAILED, Failure, MISSING, Outcome, WorldArgs};
 use crate::config::Config;
 use crate::keeper::Keeper;
+use crate::supervisor::SupervisorError;
 use crate::{supervisor, worker};
 
 /// Arguments of `windsor supervisor`.
@@ -31,7 +32,13 @@ pub fn run_supervisor(args: &SupervisorArgs) -> Outcome {
     let keeper = Keeper::from_stdin().map_err(|error| Failure::new(FAILED, error))?;
     let config = Config::load(&args.config)?;
     let world = args.world.world()?;
-    supervisor::run(world, args.domid.map(DomId), config, keeper).map_err(|error| Failure::new(FAILED, error))
+    supervisor::run(world, args.domid.map(DomId), config, keeper).map_err(|error| {
+        let code = match &error {
+            SupervisorError::NoStore(_) | SupervisorError::Unusable(_) => MISSING,
+            SupervisorError::Store(_) | SupervisorError::System(_) => FAILED,
+        };
+        Failure::new(code, error)
+    })
 }
 
 /// Serves one guest's disks until the supervisor hangs up.

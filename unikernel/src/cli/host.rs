@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{FAILED, Failure, Outcome, USAGE, from_environment};
+use super::{BUSY, FAILED, Failure, Outcome, USAGE, from_environment};
 use crate::host;
 
 /// Arguments of `windsor host`.
@@ -24,5 +24,8 @@ pub fn run(args: &HostArgs) -> Outcome {
     let Some(dir) = args.dir.clone().or_else(from_environment) else {
         return Err(Failure::new(USAGE, "give the host a directory: --dir DIR"));
     };
-    host::run(&dir).map_err(|error| Failure::new(FAILED, error))
+    host::run(&dir).map_err(|error| {
+        let busy = error.kind() == std::io::ErrorKind::AddrInUse;
+        Failure::new(if busy { BUSY } else { FAILED }, error)
+    })
 }

@@ -43,6 +43,8 @@ pub struct Device {
     pub worker: Option<WorkerId>,
     /// Its counters, and the descriptor behind them.
     pub meter: Option<(OwnedFd, Meter)>,
+    /// Copies of its queues' journals, for whoever comes after its worker.
+    pub journals: Vec<OwnedFd>,
     /// InitWait is kept up until then.
     pub dwell: Option<Instant>,
     /// This directory has been in InitWait before.
@@ -77,6 +79,7 @@ impl Device {
             draining: None,
             worker: None,
             meter: None,
+            journals: Vec::new(),
             dwell: None,
             offered: state != XenbusState::Initialising,
             refused: false,

@@ -64,6 +64,7 @@ pub struct Package {
     volume: Option<OwnedFd>,
     /// The disk's meter, to be read at leisure.
     pub meter: OwnedFd,
+    /// Per queue its journal and its way to the guest's pages.
     queues: Vec<OwnedFd>,
 }
 
@@ -82,6 +83,14 @@ impl Package {
         let volume = volume.map(|volume| volume.try_clone_to_owned()).transpose()?;
         let order = Order::Connect { connect, volume: volume.is_some() };
         Ok(Package { order, volume, meter: Meter::create(count)?, queues })
+    }
+
+    /// Copies of the queues' journals: all of a queue's state can be rebuilt from its journal and its ring.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn journals(&self) -> io::Result<Vec<OwnedFd>> {
+        self.queues.iter().step_by(2).map(OwnedFd::try_clone).collect()
     }
 }
 

@@ -28,6 +28,22 @@ pub struct Seen {
     pub online: bool,
     /// The frontend's `state`; Unknown when its directory is gone.
     pub frontend: XenbusState,
+    /// The directory has a key of ours, so it is the one that we know.
+    pub touched: bool,
+}
+
+impl Seen {
+    /// The directory was removed and made again between two looks: another device of the same name. `parts` are those
+    /// of the one we know.
+    pub fn is_another(&self, parts: &Parts) -> bool {
+        let began = parts.state != XenbusState::Initialising || parts.refused;
+        self.backend == Some(XenbusState::Initialising) && began && !self.touched
+    }
+
+    /// The device that we know, when its directory is another's now.
+    pub fn gone(&self) -> Seen {
+        Seen { backend: None, ..*self }
+    }
 }
 
 /// Where the device's parts stand.
@@ -150,7 +166,7 @@ mod tests {
     use super::*;
 
     fn seen(backend: XenbusState, online: bool, frontend: XenbusState) -> Seen {
-        Seen { backend: Some(backend), online, frontend }
+        Seen { backend: Some(backend), online, frontend, touched: true }
     }
 
     fn parts(state: XenbusState, service: Service) -> Parts {
@@ -245,10 +261,21 @@ mod tests {
 
     #[test]
     fn a_directory_that_vanished_is_forgotten_once_nothing_is_in_use() {
-        let gone = Seen { backend: None, online: false, frontend: Unknown };
+        let gone = Seen { backend: None, online: false, frontend: Unknown, touched: false };
         assert_eq!(step(gone, parts(Connected, Service::Connected)), Step::Disconnect);
         assert_eq!(step(gone, parts(Connected, Service::Draining)), Step::Wait);
         assert_eq!(step(gone, parts(Connected, Service::None)), Step::Forget);
+    }
+
+    #[test]
+    fn a_directory_made_anew_is_another_device() {
+        let anew = Seen { touched: false, ..seen(Initialising, true, Initialising) };
+        let waiting = Parts { volume: false, ..parts(Initialising, Service::None) };
+        assert!(!anew.is_another(&waiting));
+        assert!(anew.is_another(&Parts { refused: true, ..waiting }));
+        assert!(anew.is_another(&parts(Connected, Service::Connected)));
+        assert!(!seen(Initialising, true, Initialising).is_another(&Parts { refused: true, ..waiting }));
+        assert_eq!(step(anew.gone(), parts(Connected, Service::Connected)), Step::Disconnect);
     }
 
     #[test]

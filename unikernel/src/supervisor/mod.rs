@@ -167,9 +167,7 @@ impl Supervisor {
 
     fn serve(&mut self) -> Result<(), SupervisorError> {
         loop {
-            while let Some(event) = self.store.queued_event() {
-                self.event(&event)?;
-            }
+            self.events()?;
             let now = Instant::now();
             self.tend_workers(now);
             self.wake(now);
@@ -185,6 +183,14 @@ impl Supervisor {
             }
             self.sleep()?;
         }
+    }
+
+    /// Takes every event that is there.
+    fn events(&mut self) -> Result<(), SupervisorError> {
+        while let Some(event) = self.store.next_event(Some(Duration::ZERO))? {
+            self.event(&event)?;
+        }
+        Ok(())
     }
 
     /// A watch has fired.
@@ -289,6 +295,7 @@ impl Supervisor {
             Report::Closed { .. } if device.service == Service::Draining => {
                 device.service = Service::None;
                 device.draining = None;
+                device.journals.clear();
             }
             _ => {}
         }
@@ -298,10 +305,15 @@ impl Supervisor {
     fn worker_changed(&mut self, id: WorkerId, guest: u16, life: Life, reason: &str) {
         if matches!(life, Life::Dead { .. }) && self.current.get(&guest) == Some(&id) {
             self.current.remove(&guest);
-            tracing::error!(guest, "{reason}");
         }
-        for (name, device) in self.devices.iter_mut().filter(|(_, device)| device.worker == Some(id)) {
-            self.dirty.insert(*name);
+        let served: Vec<Name> =
+            self.devices.iter().filter(|(_, device)| device.worker == Some(id)).map(|(name, _)| *name).collect();
+        for name in served {
+            if matches!(life, Life::Dead { .. } | Life::Held) {
+                self.say(name, reason);
+            }
+            let Some(device) = self.devices.get_mut(&name) else { continue };
+            self.dirty.insert(name);
             if device.service != Service::None || device.refused {
                 device.reason = reason.to_owned();
             }
@@ -359,9 +371,8 @@ impl Supervisor {
 
     /// Waits for something to happen.
     fn sleep(&mut self) -> Result<(), SupervisorError> {
-        if let Some(event) = self.store.queued_event() {
-            return self.event(&event);
-        }
+        // Looking at devices has read from the store's socket, and may have read events off it.
+        self.events()?;
         if !self.dirty.is_empty() {
             return Ok(());
         }
@@ -396,10 +407,8 @@ impl Supervisor {
             let ready = |at: usize| !fds[at].revents().is_empty();
             (ready(0), ready(1), !keeper.is_empty() && ready(2))
         };
-        if ready.0
-            && let Some(event) = self.store.next_event(Some(Duration::ZERO))?
-        {
-            self.event(&event)?;
+        if ready.0 {
+            self.events()?;
         }
         if ready.1 {
             self.signals()?;
@@ -430,14 +439,20 @@ impl Supervisor {
         }
     }
 
-    /// A log line that a guest caused: bounded per guest.
+    /// A warning that a guest may have caused: bounded per guest.
     fn say(&mut self, name: Name, text: &str) {
-        let voice = self.voices.entry(name.guest).or_default();
-        match voice.may_speak(Instant::now()) {
-            Speak::Yes => tracing::warn!(device = %name, "{text}"),
-            Speak::Last => {
-                tracing::warn!(device = %name, "{text} (more of this guest's lines are dropped for a minute)")
-            }
+        self.bounded(name, |tail| tracing::warn!(device = %name, "{text}{tail}"));
+    }
+
+    /// The same for what is no trouble.
+    fn tell(&mut self, name: Name, text: &str) {
+        self.bounded(name, |tail| tracing::info!(device = %name, "{text}{tail}"));
+    }
+
+    fn bounded(&mut self, name: Name, log: impl FnOnce(&str)) {
+        match self.voices.entry(name.guest).or_default().may_speak(Instant::now()) {
+            Speak::Yes => log(""),
+            Speak::Last => log(" (more of this guest's lines are dropped for a minute)"),
             Speak::No => {}
         }
     }

@@ -105,6 +105,7 @@ pub fn look(store: &mut Client, name: Name) -> Result<Seen, Error> {
     store.transaction(|tx| {
         let ours = tx.read_optional(&format!("{backend}/state"))?;
         let online = tx.read_optional(&format!("{backend}/online"))?;
+        let touched = tx.read_optional(&format!("{backend}/hotplug-status"))?.is_some();
         // Where the guest's directory is gone C xenstored says EACCES, for we may not read its parent.
         let theirs = match tx.read_optional(&format!("{frontend}/state")) {
             Err(error) if error.is_permission() => None,
@@ -113,6 +114,7 @@ pub fn look(store: &mut Client, name: Name) -> Result<Seen, Error> {
         Ok(Seen {
             backend: ours.map(|state| XenbusState::parse(&state)),
             online: online.as_deref() == Some(b"1"),
+            touched,
             frontend: theirs.map_or(XenbusState::Unknown, |state| XenbusState::parse(&state)),
         })
     })

@@ -27,10 +27,13 @@ impl Supervisor {
             Err(error @ (Error::Connection { .. } | Error::Io { .. } | Error::Protocol(_))) => return Err(error.into()),
             // A quota, a permission, a conflict without end: this device's trouble alone.
             Err(error) => {
-                self.say(name, &error.to_string());
+                let why = error.to_string();
+                self.say(name, &why);
                 if let Some(device) = self.devices.get_mut(&name) {
-                    device.refuse(error.to_string());
+                    device.refuse(&*why);
                 }
+                // The same trouble may keep the toolstack from being told.
+                let _ = nodes::refuse(&mut self.store, name, &why, false);
             }
         }
         self.keep(name)?;
@@ -50,7 +53,10 @@ impl Supervisor {
                 device.refused = false;
             }
             let now = Instant::now();
-            match machine::next(&seen, &device.parts(stopping), now) {
+            let parts = device.parts(stopping);
+            let another = seen.is_another(&parts);
+            let seen = if another { seen.gone() } else { seen };
+            match machine::next(&seen, &parts, now) {
                 Step::Wait => return Ok(()),
                 Step::WaitUntil(at) => {
                     device.timer = Some(at);
@@ -75,7 +81,10 @@ impl Supervisor {
                 }
                 Step::Forget => {
                     nodes::clean(&mut self.store, name)?;
-                    return self.forget(name);
+                    self.forget(name)?;
+                    if !another {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -156,6 +165,7 @@ impl Supervisor {
             let meter = Meter::open(package.meter.try_clone()?)?;
             if let Some(device) = self.devices.get_mut(&name) {
                 device.meter = Some((package.meter.try_clone()?, meter));
+                device.journals = package.journals()?;
                 device.worker = Some(worker);
                 device.service = Service::Connecting;
             }
@@ -179,7 +189,8 @@ impl Supervisor {
         let (Some(volume), Some(about)) = (&device.volume, &device.about) else { return Ok(()) };
         if nodes::announce(&mut self.store, name, &offer, &volume.disk, about)? {
             device.state = XenbusState::Connected;
-            tracing::info!(device = %name, volume = about.volume, path = device.path, "connected");
+            let text = format!("connected to volume {}: {}", about.volume, device.path);
+            self.tell(name, &text);
         }
         Ok(())
     }
@@ -241,7 +252,7 @@ impl Supervisor {
             if let Err(error) = self.forget_record(name) {
                 tracing::error!(%error, "the keeper does not forget a device");
             }
-            tracing::info!(device = %name, "gone");
+            self.tell(name, "gone");
             match self.store.unwatch(&format!("{}/state", name.frontend()), &name.to_string()) {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}

@@ -3,7 +3,7 @@
 //! | key | descriptors |
 //! | --- | --- |
 //! | `worker-ID-GUEST-PID` | control socket, process, read ends of the fences |
-//! | `disk-GUEST-DEVID` | the record (JSON in a memfd), then volume and meter where there are some |
+//! | `disk-GUEST-DEVID` | the record (JSON in a memfd), then volume and meter where there are some, then journals |
 //!
 //! A record is renewed whenever it has changed, before anybody else can see a consequence. So whoever takes over knows
 //! at least as much as its workers do, and asks them again where it cannot be sure.
@@ -48,6 +48,7 @@ pub struct Record {
     /// The open volume; the first descriptor, if it has one.
     volume: Option<(DiskParams, Option<PathBuf>, bool)>,
     meter: bool,
+    journals: usize,
 }
 
 impl Record {
@@ -65,6 +66,7 @@ impl Record {
             path: device.path.clone(),
             volume: volume.map(|volume| (volume.disk.clone(), volume.path.clone(), volume.fd.is_some())),
             meter: device.meter.is_some(),
+            journals: device.journals.len(),
         }
     }
 
@@ -95,6 +97,7 @@ impl Record {
             let fd = fds.next().ok_or_else(lacking)?;
             device.meter = Some((fd.try_clone()?, Meter::open(fd)?));
         }
+        device.journals = fds.collect();
         device.about = self.about;
         device.service = self.service;
         device.worker = self.worker;
@@ -119,6 +122,7 @@ impl Supervisor {
         let mut fds: Vec<BorrowedFd<'_>> = vec![written.as_fd()];
         fds.extend(device.volume.as_ref().and_then(|volume| volume.fd.as_ref()).map(AsFd::as_fd));
         fds.extend(device.meter.as_ref().map(|(fd, _)| fd.as_fd()));
+        fds.extend(device.journals.iter().map(AsFd::as_fd));
         self.keeper.keep(&key(name), &fds)?;
         device.kept = Some(record);
         Ok(())

@@ -5,7 +5,7 @@ use std::time::Instant;
 use xenstore::{Error, Store};
 
 use super::device::{BUSY_PATIENCE, VOLUME_PATIENCE, VOLUME_RETRY};
-use super::nodes::Name;
+use super::nodes::{self, Name};
 use super::volume::{self, VolumeError};
 use super::{Supervisor, SupervisorError};
 use crate::publish::{self, VolumeNode};
@@ -14,25 +14,25 @@ use crate::vdev::Vdev;
 impl Supervisor {
     /// Says at once what is wrong with a volume; only when none can be used is there nothing to do.
     pub(super) fn check_volumes(&mut self) -> Result<(), SupervisorError> {
-        let mut usable = 0;
-        let mut last = None;
+        let mut errors = Vec::new();
         for volume in &self.config.volumes {
-            let found = match volume::check(volume) {
-                Ok(bytes) => {
-                    usable += 1;
-                    (bytes, String::new())
-                }
-                Err(error) => {
-                    tracing::error!("{error}");
-                    let text = error.to_string();
-                    last = Some(error);
-                    (0, text)
-                }
+            let in_use =
+                self.devices.values().find_map(|device| device.volume.as_ref().filter(|_| uses(device, &volume.name)));
+            let found = match in_use {
+                Some(opened) => Ok(opened.disk.sectors * 512),
+                None => volume::check(volume),
             };
+            let found = found.map(|bytes| (bytes, String::new())).unwrap_or_else(|error| {
+                errors.push(error.to_string());
+                (0, error.to_string())
+            });
             self.sizes.insert(volume.name.clone(), found);
         }
-        if let (0, Some(error)) = (usable, last) {
-            return Err(SupervisorError::Unusable(error.to_string()));
+        if !errors.is_empty() && errors.len() == self.config.volumes.len() {
+            return Err(SupervisorError::Unusable(errors.join("; ")));
+        }
+        for error in errors {
+            tracing::error!("{error}");
         }
         self.publish_volumes()?;
         Ok(())
@@ -40,9 +40,17 @@ impl Supervisor {
 
     /// Opens the device's volume, or finds out why not. False when there is nothing more to do for now.
     pub(super) fn open_volume(&mut self, name: Name, now: Instant) -> Result<bool, Error> {
-        let Some(about) = self.devices.get(&name).and_then(|device| device.about.clone()) else {
-            return Ok(false);
+        // Read again at each try: while a volume is waited for the directory may have been made anew.
+        let about = match nodes::describe(&mut self.store, name)? {
+            Ok(about) => about,
+            Err(why) => {
+                self.refuse(name, &why, false)?;
+                return Ok(false);
+            }
         };
+        if let Some(device) = self.devices.get_mut(&name) {
+            device.about = Some(about.clone());
+        }
         let Some(volume) = self.config.volume(&about.volume) else {
             let names: Vec<&str> = self.config.volumes.iter().map(|volume| volume.name.as_str()).collect();
             let asked: String = about.volume.escape_debug().take(64).collect();
