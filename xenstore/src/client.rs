@@ -3,7 +3,7 @@
 //! Answers are matched by request number, so a daemon may reorder them; watch events that come in between are queued,
 //! one per (path, token), and none is lost. Nothing a daemon sends makes the client allocate more than a message.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use crate::store::{Store, names};
 use crate::wire::{self, ErrorName, HEADER, Header, MessageType, PAYLOAD_MAX};
 
 /// A watch has fired.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WatchEvent {
     /// What changed; relative if the watch was.
     pub path: String,
@@ -40,6 +40,8 @@ pub struct Client {
     fd: OwnedFd,
     input: Vec<u8>,
     events: VecDeque<WatchEvent>,
+    /// The same, to see quickly that one is queued already.
+    queued: HashSet<WatchEvent>,
     request: u32,
 }
 
@@ -67,7 +69,8 @@ impl Client {
     /// When it cannot be made non-blocking.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Client> {
         rustix::fs::fcntl_setfl(&fd, rustix::fs::fcntl_getfl(&fd)? | rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Client { fd, input: Vec::with_capacity(2 * PAYLOAD_MAX), events: VecDeque::new(), request: 0 })
+        let input = Vec::with_capacity(2 * PAYLOAD_MAX);
+        Ok(Client { fd, input, events: VecDeque::new(), queued: HashSet::new(), request: 0 })
     }
 
     /// A domain's directory.
@@ -94,7 +97,9 @@ impl Client {
     /// `ENOENT` when there is no such watch.
     pub fn unwatch(&mut self, path: &str, token: &str) -> Result<(), Error> {
         self.ask(MessageType::Unwatch, 0, path, &[path.as_bytes(), b"\0", token.as_bytes(), b"\0"])?;
-        self.events.retain(|event| event.token != token || !is_below(&event.path, path));
+        let ended = |event: &WatchEvent| event.token == token && is_below(&event.path, path);
+        self.events.retain(|event| !ended(event));
+        self.queued.retain(|event| !ended(event));
         Ok(())
     }
 
@@ -105,6 +110,7 @@ impl Client {
     pub fn reset_watches(&mut self) -> Result<(), Error> {
         self.ask(MessageType::ResetWatches, 0, "", &[b"\0"])?;
         self.events.clear();
+        self.queued.clear();
         Ok(())
     }
 
@@ -117,7 +123,7 @@ impl Client {
         loop {
             // Late answers to requests that were given up are dropped here.
             while self.message()?.is_some() {}
-            if let Some(event) = self.events.pop_front() {
+            if let Some(event) = self.queued_event() {
                 return Ok(Some(event));
             }
             if !self.fill(deadline)? {
@@ -128,7 +134,9 @@ impl Client {
 
     /// An event that is here already, without looking at the connection.
     pub fn queued_event(&mut self) -> Option<WatchEvent> {
-        self.events.pop_front()
+        let event = self.events.pop_front()?;
+        self.queued.remove(&event);
+        Some(event)
     }
 
     /// Runs `body` in a transaction until nobody has interfered: at most 64 times, with pauses that grow and vary.
@@ -244,7 +252,7 @@ impl Client {
             let (path, token) = (strings.next().unwrap_or_default(), strings.next().unwrap_or_default());
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let event = WatchEvent { path: text(path), token: text(token) };
-            if !self.events.contains(&event) {
+            if self.queued.insert(event.clone()) {
                 self.events.push_back(event);
             }
         }

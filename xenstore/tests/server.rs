@@ -1,61 +1,10 @@
-//! Our client, and Debian's, against our server.
+//! Our client against our server: the semantics of the C daemon.
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
-use std::time::Duration;
+mod daemon;
 
-use xenstore::server::{Limits, Server, ServerHandle};
+use daemon::{Daemon, SOON, refused};
 use xenstore::wire::ErrorName;
-use xenstore::{Client, Error, Permission, Store};
-
-struct Daemon {
-    dir: tempfile::TempDir,
-    handle: ServerHandle,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Daemon {
-    fn new() -> Daemon {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut server, handle) = Server::new(Limits::default()).unwrap();
-        server.listen(&dir.path().join("socket")).unwrap();
-        let thread = Some(std::thread::spawn(move || server.run().unwrap()));
-        Daemon { dir, handle, thread }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("socket")
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(&self.socket()).unwrap()
-    }
-
-    fn domain(&self, domid: u16) -> Client {
-        let socket = self.dir.path().join(format!("domain-{domid}"));
-        self.handle.introduce(domid, &socket).unwrap();
-        Client::connect(&socket).unwrap()
-    }
-
-    fn tool(&self, name: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new(name);
-        let output = command.args(arguments).env("XENSTORED_PATH", self.socket()).output();
-        output.unwrap_or_else(|error| panic!("{name}: {error} (apt-get install xenstore-utils)"))
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.handle.stop();
-        self.thread.take().unwrap().join().unwrap();
-    }
-}
-
-fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorName {
-    result.unwrap_err().name().unwrap().clone()
-}
-
-const SOON: Option<Duration> = Some(Duration::from_millis(300));
+use xenstore::{Client, Permission, Store};
 
 #[test]
 fn nodes_are_written_listed_and_removed_as_the_c_daemon_does() {
@@ -219,78 +168,4 @@ fn quotas_have_the_c_daemon_s_errors() {
     let perms: Vec<Permission> = (0..6).map(|n| Permission::read(3 + n)).collect();
     assert_eq!(refused(guest.set_perms("data", &perms)), ErrorName::Enospc);
     dom0.write("/free", &[0; 4000]).unwrap();
-}
-
-#[test]
-fn debian_s_own_clients_work() {
-    let daemon = Daemon::new();
-    let text = |output: Output| {
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    text(daemon.tool("xenstore-write", &["/vm/name", "acme", "/vm/n", "7"]));
-    assert_eq!(text(daemon.tool("xenstore-read", &["/vm/name"])), "acme\n");
-    assert_eq!(text(daemon.tool("xenstore-list", &["/vm"])), "name\nn\n");
-    text(daemon.tool("xenstore-exists", &["/vm/n"]));
-    text(daemon.tool("xenstore-chmod", &["/vm/n", "n0", "r3"]));
-    let listing = text(daemon.tool("xenstore-ls", &["-fp"]));
-    assert!(listing.contains("/vm/name = \"acme\"") && listing.contains("(n0,r3)"), "{listing}");
-    text(daemon.tool("xenstore-rm", &["/vm/n"]));
-    assert!(!daemon.tool("xenstore-exists", &["/vm/n"]).status.success());
-    let mut watch = Command::new("xenstore-watch");
-    let child =
-        watch.args(["-n", "2", "/vm"]).env("XENSTORED_PATH", daemon.socket()).stdout(std::process::Stdio::piped());
-    let child = child.spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    daemon.client().write("/vm/x", b"1").unwrap();
-    assert_eq!(text(child.wait_with_output().unwrap()), "/vm\n/vm/x\n");
-}
-
-#[test]
-fn the_crate_xenstore_rs_works_on_our_client() {
-    use xenstore_rs::Xs;
-    let daemon = Daemon::new();
-    let compat = xenstore::compat::Compat::new(daemon.client());
-    compat.write("/rs/a", "1").unwrap();
-    assert_eq!(&*compat.read("/rs/a").unwrap(), "1");
-    assert_eq!(compat.directory("/rs").unwrap(), ["a".into()]);
-    compat.rm("/rs").unwrap();
-    assert_eq!(compat.read("/rs/a").unwrap_err().kind(), std::io::ErrorKind::NotFound);
-}
-
-#[test]
-fn half_messages_nonsense_and_clients_that_never_read_hurt_nobody() {
-    use std::io::Write;
-    use std::os::unix::net::UnixStream;
-    let daemon = Daemon::new();
-    let mut dom0 = daemon.client();
-    let mut half = UnixStream::connect(daemon.socket()).unwrap();
-    half.write_all(&[2, 0, 0, 0, 1]).unwrap();
-    let mut long = UnixStream::connect(daemon.socket()).unwrap();
-    long.write_all(&xenstore::wire::Header { kind: 2, request: 1, transaction: 0, len: u32::MAX }.encode()).unwrap();
-    let mut deaf = Client::connect(&daemon.socket()).unwrap();
-    deaf.watch("/storm", "t").unwrap();
-    let mut never = UnixStream::connect(daemon.socket()).unwrap();
-    never.set_nonblocking(true).unwrap();
-    let read = xenstore::wire::message(2, 1, 0, &[b"/big\0"]).unwrap();
-    dom0.write("/big", &[7; 4000]).unwrap();
-    for _ in 0..20_000 {
-        let _ = never.write(&read);
-    }
-    for kind in 0..64u32 {
-        let mut client = UnixStream::connect(daemon.socket()).unwrap();
-        for payload in [&b""[..], b"\0", b"\0\0\0", b"/x", b"/x\0", b"/x\0\0", &[0xFF; 64]] {
-            client.write_all(&xenstore::wire::message(kind, 1, 9, &[payload]).unwrap()).unwrap();
-            client.write_all(&xenstore::wire::message(kind, 1, 0, &[payload]).unwrap()).unwrap();
-        }
-    }
-    for n in 0..10_000 {
-        dom0.write(&format!("/storm/{}", n % 100), b"x").unwrap();
-    }
-    let mut events = 0;
-    while deaf.next_event(SOON).unwrap().is_some() {
-        events += 1;
-    }
-    assert!((100..=10_001).contains(&events), "{events}");
-    assert_eq!(dom0.read("/big").unwrap().len(), 4000);
 }

@@ -78,7 +78,9 @@ fn perform(
         }
         MessageType::Unwatch => {
             let [path, token] = strings(payload)?;
-            client.watches.remove(path, token).map(|()| OK.to_vec())
+            client.watches.remove(path, token, domid)?;
+            client.unwatched();
+            Ok(OK.to_vec())
         }
         MessageType::ResetWatches => {
             client.reset();
@@ -86,7 +88,8 @@ fn perform(
         }
         MessageType::TransactionStart => {
             if transaction != 0 {
-                return Err(ErrorName::Ebusy);
+                let open = client.transactions.contains_key(&transaction);
+                return Err(if open { ErrorName::Ebusy } else { ErrorName::Enoent });
             }
             if domid != 0 && usage.transactions >= limits.transactions {
                 return Err(ErrorName::Enospc);
@@ -106,13 +109,9 @@ fn perform(
                 b"F\0" => false,
                 _ => return Err(ErrorName::Einval),
             };
-            let mut overlay = client.transactions.remove(&transaction).ok_or(ErrorName::Enoent)?;
-            let changes = std::mem::take(&mut overlay.changes);
+            let overlay = client.transactions.remove(&transaction).ok_or(ErrorName::Enoent)?;
             if commit {
-                if !overlay.commit(&mut state.tree) {
-                    return Err(ErrorName::Eagain);
-                }
-                effects.changes = once_each(changes);
+                effects.changes = overlay.commit(&mut state.tree, &Caller { domid, limits })?;
             }
             Ok(OK.to_vec())
         }
@@ -122,18 +121,18 @@ fn perform(
         }
         _ if is_node_operation(kind) => {
             let caller = Caller { domid, limits };
+            let tree = &mut state.tree;
             if transaction == 0 {
-                return node_operation(&mut state.tree, kind, payload, &caller, &mut effects.changes);
+                let mut overlay = Overlay::default();
+                let answer = node_operation(&mut Inside { overlay: &mut overlay, tree }, kind, payload, &caller)?;
+                effects.changes = overlay.commit(tree, &caller)?;
+                return Ok(answer);
             }
             let overlay = client.transactions.get_mut(&transaction).ok_or(ErrorName::Enoent)?;
             if domid != 0 && overlay.len() > limits.transaction_nodes {
                 return Err(ErrorName::Enospc);
             }
-            let mut changes = Vec::new();
-            let mut inside = Inside { overlay, tree: &mut state.tree };
-            let answer = node_operation(&mut inside, kind, payload, &caller, &mut changes);
-            overlay.changes.append(&mut changes);
-            answer
+            node_operation(&mut Inside { overlay, tree }, kind, payload, &caller)
         }
         MessageType::WatchEvent | MessageType::Error => Err(ErrorName::Enosys),
         // What follows changes domains or the daemon; domains come and go with the embedded host, not by request.
@@ -167,7 +166,6 @@ fn node_operation(
     kind: MessageType,
     payload: &[u8],
     caller: &Caller,
-    changes: &mut Vec<Change>,
 ) -> Result<Vec<u8>, ErrorName> {
     let end = payload.iter().position(|byte| *byte == 0).ok_or(ErrorName::Einval)?;
     let (path, rest) = (canonical(&payload[..end], caller.domid)?, &payload[end + 1..]);
@@ -188,26 +186,20 @@ fn node_operation(
             let perms = op::get_perms(view, &path, caller)?;
             Ok(perms.iter().flat_map(|entry| format!("{entry}\0").into_bytes()).collect())
         }
-        MessageType::Write => {
-            changes.push(op::write(view, &path, rest, caller)?);
-            Ok(OK.to_vec())
-        }
+        MessageType::Write => op::write(view, &path, rest, caller).map(|()| OK.to_vec()),
         MessageType::Mkdir => {
             nothing_follows?;
-            changes.extend(op::mkdir(view, &path, caller)?);
-            Ok(OK.to_vec())
+            op::mkdir(view, &path, caller).map(|()| OK.to_vec())
         }
         MessageType::Rm => {
             nothing_follows?;
-            changes.extend(op::rm(view, &path, caller)?);
-            Ok(OK.to_vec())
+            op::rm(view, &path, caller).map(|()| OK.to_vec())
         }
         _ => {
             let entries = rest.strip_suffix(b"\0").ok_or(ErrorName::Einval)?;
             let entries = std::str::from_utf8(entries).map_err(|_| ErrorName::Einval)?;
             let perms: Result<Vec<Permission>, _> = entries.split('\0').map(str::parse).collect();
-            changes.push(op::set_perms(view, &path, perms.map_err(|_| ErrorName::Einval)?, caller)?);
-            Ok(OK.to_vec())
+            op::set_perms(view, &path, perms.map_err(|_| ErrorName::Einval)?, caller).map(|()| OK.to_vec())
         }
     }
 }
@@ -232,7 +224,7 @@ fn listing(names: &[std::sync::Arc<str>]) -> Vec<u8> {
 /// A part of a listing: the generation, whole names from `offset`, and an empty name after the last.
 fn part(listing: &[u8], generation: u64, offset: &[u8]) -> Result<Vec<u8>, ErrorName> {
     let offset = std::str::from_utf8(offset).ok().and_then(|text| text.parse::<usize>().ok());
-    let offset = offset.filter(|offset| *offset <= listing.len()).ok_or(ErrorName::Einval)?;
+    let offset = offset.ok_or(ErrorName::Einval)?.min(listing.len());
     let mut answer = format!("{generation}\0").into_bytes();
     let (room, rest) = (PAYLOAD_MAX - answer.len() - 1, &listing[offset..]);
     if rest.len() <= room {
@@ -243,10 +235,4 @@ fn part(listing: &[u8], generation: u64, offset: &[u8]) -> Result<Vec<u8>, Error
     let whole = rest[..room].iter().rposition(|byte| *byte == 0).map_or(0, |at| at + 1);
     answer.extend_from_slice(&rest[..whole]);
     Ok(answer)
-}
-
-/// One change per node: the last one, at the place of the first.
-fn once_each(changes: Vec<Change>) -> Vec<Change> {
-    let mut seen = std::collections::HashSet::new();
-    changes.into_iter().filter(|change| seen.insert((change.path.clone(), change.exact))).collect()
 }

@@ -1,11 +1,11 @@
 //! What can be done to the store, with the semantics of the C daemon 4.17. Each operation works on a [`View`], so that
-//! it is the same inside of a transaction, and returns what changed.
+//! it is the same inside of a transaction as in one of its own.
 
 use std::sync::Arc;
 
 use super::perms::{Need, missing, permits};
 use super::quota::Limits;
-use super::tree::{Change, Node, View, join, name, parent};
+use super::tree::{Node, View, join, name, parent};
 use crate::Permission;
 use crate::wire::{ABS_PATH_MAX, ErrorName, REL_PATH_MAX};
 
@@ -15,19 +15,25 @@ use crate::wire::{ABS_PATH_MAX, ErrorName, REL_PATH_MAX};
 /// `EINVAL` for one that is none, the special names of watches included.
 pub fn canonical(path: &[u8], domid: u16) -> Result<String, ErrorName> {
     let path = std::str::from_utf8(path).map_err(|_| ErrorName::Einval)?;
-    let limit = if path.starts_with('/') { ABS_PATH_MAX } else { REL_PATH_MAX };
-    let well_formed = path == "/" || !path.is_empty() && !path.ends_with('/') && !path.contains("//");
     let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte));
-    if !well_formed || !plain || path.len() > limit {
+    if path.is_empty() || path.starts_with('@') || !plain {
         return Err(ErrorName::Einval);
     }
-    if path.starts_with('@') {
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/local/domain/{domid}/{path}") };
+    let well_formed = path == "/" || !path.ends_with('/') && !path.contains("//");
+    // What leads to a domain's own directory is not held against it.
+    if !well_formed || path.len() > ABS_PATH_MAX || path.len() - domain_prefix(&path) > REL_PATH_MAX {
         return Err(ErrorName::Einval);
     }
-    if path.starts_with('/') {
-        return Ok(path.to_owned());
-    }
-    Ok(format!("/local/domain/{domid}/{path}"))
+    Ok(path)
+}
+
+/// Bytes of `/local/domain/NUMBER/` at the beginning of a path, 0 without it.
+fn domain_prefix(path: &str) -> usize {
+    let Some(rest) = path.strip_prefix("/local/domain/") else { return 0 };
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let whole = (1..=5).contains(&digits) && rest.as_bytes().get(digits) == Some(&b'/');
+    if whole { path.len() - rest.len() + digits + 1 } else { 0 }
 }
 
 /// Who asks, and what limits them.
@@ -63,29 +69,29 @@ pub fn get_perms(view: &mut dyn View, path: &str, caller: &Caller) -> Result<Vec
 }
 
 /// WRITE; missing parents are made.
-pub fn write(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Result<Change, ErrorName> {
+pub fn write(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Result<(), ErrorName> {
     let node = match view.get(path) {
         Some(node) if !permits(&node, caller.domid, Need::Write) => return Err(ErrorName::Eacces),
         Some(node) => Node { value: value.to_vec(), ..Node::clone(&node) },
         None => return create(view, path, value, caller),
     };
     check_size(&node, caller)?;
-    let perms = node.perms.clone();
     view.put(path, node);
-    Ok(change(view, path, perms))
+    view.fire(path, false);
+    Ok(())
 }
 
 /// MKDIR; nothing happens when there is such a node.
-pub fn mkdir(view: &mut dyn View, path: &str, caller: &Caller) -> Result<Option<Change>, ErrorName> {
+pub fn mkdir(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorName> {
     match view.get(path) {
         Some(node) if !permits(&node, caller.domid, Need::Write) => Err(ErrorName::Eacces),
-        Some(_) => Ok(None),
-        None => create(view, path, &[], caller).map(Some),
+        Some(_) => Ok(()),
+        None => create(view, path, &[], caller),
     }
 }
 
 /// Makes a node and what is missing above it, or nothing at all.
-fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Result<Change, ErrorName> {
+fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Result<(), ErrorName> {
     let mut new: Vec<&str> = vec![path];
     let mut above = parent(path);
     let base = loop {
@@ -101,9 +107,6 @@ fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Res
     let mut perms = base.perms.clone();
     if caller.domid != 0 {
         perms[0].domid = caller.domid;
-        // An entry of its own would be in the owner's way.
-        let mut first = true;
-        perms.retain(|entry| std::mem::take(&mut first) || entry.domid != caller.domid);
         if view.owned(caller.domid) + new.len() > caller.limits.nodes {
             return Err(ErrorName::Enospc);
         }
@@ -119,74 +122,57 @@ fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Res
         view.put(new[at], Node { value: Vec::new(), perms: perms.clone(), children, generation: 0 });
     }
     view.put(path, node);
-    Ok(change(view, path, perms))
+    view.fire(path, false);
+    Ok(())
 }
 
-/// RM: a node and all below it. The changes are the node's own, and one for each node that went with it.
-pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<Vec<Change>, ErrorName> {
-    if path == "/" {
-        return Err(ErrorName::Einval);
-    }
+/// RM: a node and all below it. Watches hear of the lowest nodes first.
+pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorName> {
     let node = match view.get(path) {
         Some(node) if !permits(&node, caller.domid, Need::Write) => return Err(ErrorName::Eacces),
+        Some(_) if path == "/" => return Err(ErrorName::Einval),
         Some(node) => node,
         None => {
             let error = missing(view, path, caller.domid, Need::Write);
             // One that is not there is removed already, if there is a place where it could have been.
-            return if error == ErrorName::Enoent && view.get(parent(path)).is_some() {
-                Ok(Vec::new())
-            } else {
-                Err(error)
-            };
+            return if error == ErrorName::Enoent && view.get(parent(path)).is_some() { Ok(()) } else { Err(error) };
         }
     };
-    let mut changes = vec![change(view, path, node.perms.clone())];
-    let mut open: Vec<(String, Arc<Node>)> = vec![(path.to_owned(), node)];
-    let mut order = Vec::new();
-    while let Some((path, node)) = open.pop() {
-        for child in &node.children {
-            let below = join(&path, child);
-            if let Some(child) = view.get(&below) {
-                let (perms, parent_perms) = (child.perms.clone(), node.perms.clone());
-                changes.push(Change { path: below.clone(), exact: true, perms, parent_perms });
-                open.push((below, child));
-            }
+    // A stack of its own: a peer decides how deep it goes.
+    let mut open: Vec<(String, Arc<Node>, usize)> = vec![(path.to_owned(), node, 0)];
+    while let Some((at, node, done)) = open.last_mut() {
+        if let Some(child) = node.children.get(*done) {
+            *done += 1;
+            let below = join(at, child);
+            open.extend(view.get(&below).map(|child| (below, child, 0)));
+        } else if let Some((at, ..)) = open.pop() {
+            view.remove(&at);
+            view.fire(&at, at != path);
         }
-        order.push(path);
     }
-    order.iter().rev().for_each(|path| view.remove(path));
     if let Some(above) = view.get(parent(path)) {
         let mut above_now = Node::clone(&above);
         above_now.children.retain(|child| **child != *name(path));
         view.put(parent(path), above_now);
     }
-    Ok(changes)
+    Ok(())
 }
 
 /// SET_PERMS: the owner's right; the owner itself is changed by dom0 only.
-pub fn set_perms(
-    view: &mut dyn View,
-    path: &str,
-    perms: Vec<Permission>,
-    caller: &Caller,
-) -> Result<Change, ErrorName> {
-    let node = existing(view, path, caller, Need::Own)?;
+pub fn set_perms(view: &mut dyn View, path: &str, perms: Vec<Permission>, caller: &Caller) -> Result<(), ErrorName> {
     let Some(owner) = perms.first() else { return Err(ErrorName::Einval) };
-    if caller.domid != 0 {
-        if owner.domid != node.owner() {
-            return Err(ErrorName::Eperm);
-        }
-        if perms.len() > caller.limits.perms {
-            return Err(ErrorName::Enospc);
-        }
+    if caller.domid != 0 && perms.len() > caller.limits.perms {
+        return Err(ErrorName::Enospc);
+    }
+    let node = existing(view, path, caller, Need::Own)?;
+    if caller.domid != 0 && owner.domid != node.owner() {
+        return Err(ErrorName::Eperm);
     }
     let node = Node { perms, ..Node::clone(&node) };
     check_size(&node, caller)?;
-    // Who could see it before may know that it is gone from their sight.
-    let mut seen_by = node.perms.clone();
-    seen_by.extend(view.get(path).iter().flat_map(|old| old.perms.clone()));
     view.put(path, node);
-    Ok(change(view, path, seen_by))
+    view.fire(path, false);
+    Ok(())
 }
 
 fn check_size(node: &Node, caller: &Caller) -> Result<(), ErrorName> {
@@ -194,9 +180,4 @@ fn check_size(node: &Node, caller: &Caller) -> Result<(), ErrorName> {
         return Err(ErrorName::Enospc);
     }
     Ok(())
-}
-
-fn change(view: &mut dyn View, path: &str, perms: Vec<Permission>) -> Change {
-    let parent_perms = view.get(parent(path)).map_or(Vec::new(), |node| node.perms.clone());
-    Change { path: path.to_owned(), exact: false, perms, parent_perms }
 }

@@ -19,7 +19,8 @@ pub struct Limits {
     pub connections: usize,
     /// Bytes of answers and events that a client may leave unread before its requests wait.
     pub unread: usize,
-    /// Events for different paths that a client may leave unread before it is disconnected.
+    /// Bytes of events that a client may leave unread; for more than that it is told once per watch that something
+    /// has changed there.
     pub events: usize,
 }
 
@@ -32,9 +33,9 @@ impl Default for Limits {
             node_size: 2048,
             perms: 5,
             transaction_nodes: 1024,
-            connections: 256,
+            connections: 64,
             unread: 64 << 10,
-            events: 16_384,
+            events: 512 << 10,
         }
     }
 }

@@ -19,7 +19,10 @@ use super::connection::{Connection, Gone};
 use super::dispatch::{State, Usage, dispatch};
 use super::operations::{Caller, rm};
 use super::quota::Limits;
+use super::transaction::{Inside, Overlay};
 use super::tree::{Change, Tree};
+use super::watch::Told;
+use crate::wire::{Header, MessageType};
 
 enum Command {
     Introduce(u16, PathBuf),
@@ -217,11 +220,15 @@ impl Server {
         }
         let caller = Caller { domid: 0, limits: self.state.limits };
         for root in self.state.tree.roots_owned_by(domid) {
-            // One may have gone with another.
-            if let Ok(changes) = rm(&mut self.state.tree, &root, &caller) {
-                self.fire(&changes);
+            let (mut overlay, tree) = (Overlay::default(), &mut self.state.tree);
+            // One may have gone with another: nothing to remove then, and nothing that changes.
+            let removed = rm(&mut Inside { overlay: &mut overlay, tree }, &root, &caller);
+            match removed.and_then(|()| overlay.commit(tree, &caller)) {
+                Ok(changes) => self.fire(&changes),
+                Err(error) => tracing::debug!(%error, root, "went with another node"),
             }
         }
+        self.state.tree.forget_domain(domid);
         self.fire_special("@releaseDomain");
         Ok(())
     }
@@ -287,11 +294,11 @@ impl Server {
                 break;
             }
             let Some((header, payload)) = client.request()? else { break };
-            let usage = self.usage(number);
+            let usage = if counts(&header) { self.usage(number) } else { Usage::default() };
             let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
             let effects = dispatch(&mut self.state, client, usage, &header, &payload);
             if let Some(event) = effects.event {
-                client.tell(event, usize::MAX);
+                client.tell((event.clone(), event), usize::MAX);
             }
             client.send()?;
             self.fire(&effects.changes);
@@ -309,18 +316,13 @@ impl Server {
         })
     }
 
-    /// Waits for what makes sense: requests while answers are read, room while something waits to be sent.
     fn arm(&mut self, number: u64) -> Result<(), Gone> {
         let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
-        let mut flags = EventFlags::empty();
-        if client.unread() < self.state.limits.unread {
-            flags |= EventFlags::IN;
+        let wants = client.wants(self.state.limits.unread);
+        if std::mem::replace(&mut client.armed, wants) == wants {
+            return Ok(());
         }
-        // A whole request that waits for its turn must not wait for more bytes.
-        if client.unread() > 0 || client.has_request() {
-            flags |= EventFlags::OUT;
-        }
-        epoll::modify(&self.epoll, client.fd.as_fd(), EventData::new_u64(number), flags).map_err(|_| Gone)
+        epoll::modify(&self.epoll, client.fd.as_fd(), EventData::new_u64(number), wants).map_err(|_| Gone)
     }
 
     fn fire(&mut self, changes: &[Change]) {
@@ -335,26 +337,27 @@ impl Server {
         self.tell_all(|client| if client.domid == 0 { client.watches.special(name).collect() } else { Vec::new() });
     }
 
-    fn tell_all(&mut self, events: impl Fn(&Connection) -> Vec<(String, String)>) {
+    fn tell_all(&mut self, events: impl Fn(&Connection) -> Vec<Told>) {
         let most = self.state.limits.events;
-        let mut lost = Vec::new();
         let mut told = Vec::new();
         for (number, client) in &mut self.clients {
             let events = events(client);
-            if events.is_empty() {
-                continue;
-            }
-            let fits = events.into_iter().all(|event| client.tell(event, most));
-            if !fits || client.send().is_err() {
-                tracing::warn!(domid = client.domid, "a client that does not read its events is disconnected");
-                lost.push(*number);
-            } else {
-                told.push(*number);
+            if !events.is_empty() {
+                events.into_iter().for_each(|event| client.tell(event, most));
+                told.push((*number, client.send()));
             }
         }
-        lost.extend(told.into_iter().filter(|number| self.arm(*number).is_err()).collect::<Vec<_>>());
-        lost.into_iter().for_each(|number| self.forget(number));
+        for (number, sent) in told {
+            if sent.and_then(|()| self.arm(number)).is_err() {
+                self.forget(number);
+            }
+        }
     }
+}
+
+/// True for requests that the domain's use of all its connections limits.
+fn counts(header: &Header) -> bool {
+    [MessageType::Watch as u32, MessageType::TransactionStart as u32].contains(&header.kind)
 }
 
 impl Drop for Server {

@@ -1,29 +1,34 @@
-//! A transaction: an overlay over the store that remembers the generation of everything it has looked at.
+//! A transaction: an overlay over the store that remembers everything it has looked at as it was then.
 //!
 //! It commits if all of that is still as it was. That includes the parents of what it makes or removes, since their
-//! lists of children change: two creators of siblings are in conflict, as they are for the C daemon.
+//! lists of children change: two creators of siblings are in conflict, as they are for the C daemon. An operation
+//! outside of a transaction is one of its own, so nothing is ever done by halves.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::tree::{Change, Node, Tree, View};
+use super::operations::Caller;
+use super::tree::{Change, Node, Tree, View, parent};
+use crate::wire::ErrorName;
 
 struct Touched {
+    /// Which of the transaction's nodes it is, counted from the first: watches fire in this order.
+    at: usize,
     /// At first sight; `None` when there was no such node.
-    generation: Option<u64>,
+    before: Option<Arc<Node>>,
     now: Option<Arc<Node>>,
     changed: bool,
+    /// What watches hear of it: nothing, or whether only those on this very node.
+    fires: Option<Exact>,
 }
+
+type Exact = bool;
 
 /// What a transaction has seen and done.
 #[derive(Default)]
 pub struct Overlay {
-    touched: HashMap<String, Touched>,
-    /// In the order in which they were made; the store hears of them at the commit.
-    order: Vec<String>,
+    touched: HashMap<Box<str>, Touched>,
     owned: HashMap<u16, isize>,
-    /// For the watches, if it commits.
-    pub changes: Vec<Change>,
 }
 
 impl Overlay {
@@ -32,18 +37,44 @@ impl Overlay {
         self.touched.len()
     }
 
-    /// Applies it, unless somebody has interfered; true when it was applied.
-    pub fn commit(self, tree: &mut Tree) -> bool {
-        if self.touched.iter().any(|(path, touched)| tree.generation(path) != touched.generation) {
-            return false;
+    /// Applies it and tells what watches hear of, one change per node.
+    ///
+    /// # Errors
+    /// `EAGAIN` when somebody has interfered, `ENOSPC` when it, with what others have done meanwhile, is more than the
+    /// caller may own. Nothing is applied then.
+    pub fn commit(self, tree: &mut Tree, caller: &Caller) -> Result<Vec<Change>, ErrorName> {
+        let generation = |touched: &Touched| touched.before.as_ref().map(|node| node.generation);
+        if self.touched.iter().any(|(path, touched)| tree.generation(path) != generation(touched)) {
+            return Err(ErrorName::Eagain);
         }
-        for path in &self.order {
-            match &self.touched[path].now {
-                Some(node) => tree.put(path, Node::clone(node)),
-                None => tree.remove(path),
+        let too_many = |(owner, change): (&u16, &isize)| {
+            *change > 0 && *owner != 0 && tree.owned(*owner).saturating_add_signed(*change) > caller.limits.nodes
+        };
+        if caller.domid != 0 && self.owned.iter().any(too_many) {
+            return Err(ErrorName::Enospc);
+        }
+        let mut touched: Vec<(Box<str>, Touched)> =
+            self.touched.into_iter().filter(|(_, touched)| touched.changed).collect();
+        touched.sort_unstable_by_key(|(_, touched)| touched.at);
+        let parents: Vec<Option<Arc<Node>>> = touched.iter().map(|(path, _)| tree.get(parent(path))).collect();
+        let mut changes = Vec::new();
+        for ((path, touched), parent_before) in touched.into_iter().zip(parents) {
+            if let Some(exact) = touched.fires {
+                let known_to = [touched.before, touched.now.clone(), parent_before];
+                changes.push(Change { path: path.to_string(), exact, known_to });
+            }
+            match touched.now {
+                Some(node) => tree.put(&path, Arc::unwrap_or_clone(node)),
+                None => tree.remove(&path),
             }
         }
-        true
+        // Of a node whose parent is as new as itself, the new parent says who may know.
+        for change in &mut changes {
+            if change.known_to[2].is_none() {
+                change.known_to[2] = tree.get(parent(&change.path));
+            }
+        }
+        Ok(changes)
     }
 }
 
@@ -57,10 +88,11 @@ pub struct Inside<'a> {
 
 impl Inside<'_> {
     fn touch(&mut self, path: &str) -> &mut Touched {
+        let at = self.overlay.touched.len();
         if !self.overlay.touched.contains_key(path) {
-            let now = self.tree.get(path);
-            let generation = now.as_ref().map(|node| node.generation);
-            self.overlay.touched.insert(path.to_owned(), Touched { generation, now, changed: false });
+            let before = self.tree.get(path);
+            let touched = Touched { at, now: before.clone(), before, changed: false, fires: None };
+            self.overlay.touched.insert(path.into(), touched);
         }
         self.overlay.touched.get_mut(path).expect("just touched")
     }
@@ -69,16 +101,12 @@ impl Inside<'_> {
         let now = node.map(Arc::new);
         let new_owner = now.as_ref().map(|node| node.owner());
         let touched = self.touch(path);
-        let old = std::mem::replace(&mut touched.now, now);
-        let first = !std::mem::replace(&mut touched.changed, true);
-        if first {
-            self.overlay.order.push(path.to_owned());
-        }
-        if let Some(owner) = old.map(|node| node.owner()) {
-            *self.overlay.owned.entry(owner).or_insert(0) -= 1;
-        }
-        if let Some(owner) = new_owner {
-            *self.overlay.owned.entry(owner).or_insert(0) += 1;
+        touched.changed = true;
+        let old_owner = std::mem::replace(&mut touched.now, now).map(|node| node.owner());
+        for (owner, change) in [(old_owner, -1), (new_owner, 1)] {
+            if let Some(owner) = owner {
+                *self.overlay.owned.entry(owner).or_insert(0) += change;
+            }
         }
     }
 }
@@ -94,6 +122,12 @@ impl View for Inside<'_> {
 
     fn remove(&mut self, path: &str) {
         self.change(path, None);
+    }
+
+    fn fire(&mut self, path: &str, exact: bool) {
+        let touched = self.touch(path);
+        // An event for the node and all below it says more than one for the node alone.
+        touched.fires = Some(exact && touched.fires.unwrap_or(true));
     }
 
     fn owned(&self, domid: u16) -> usize {

@@ -33,7 +33,7 @@ impl Node {
     }
 }
 
-/// What operations work on.
+/// What changing operations work on: a transaction, if only one of a single operation.
 pub trait View {
     /// A node as it is now.
     fn get(&mut self, path: &str) -> Option<Arc<Node>>;
@@ -41,6 +41,8 @@ pub trait View {
     fn put(&mut self, path: &str, node: Node);
     /// Removes a node alone; its children were removed before.
     fn remove(&mut self, path: &str);
+    /// Watches at and above the node are to hear of a change, or only those on this very node.
+    fn fire(&mut self, path: &str, exact: bool);
     /// Nodes a domain owns.
     fn owned(&self, domid: u16) -> usize;
 }
@@ -80,21 +82,13 @@ impl Tree {
         roots
     }
 
-    fn account(&mut self, owner: u16, change: isize) {
-        let owned = self.owned.entry(owner).or_insert(0);
-        *owned = owned.saturating_add_signed(change);
-        if *owned == 0 {
-            self.owned.remove(&owner);
-        }
-    }
-}
-
-impl View for Tree {
-    fn get(&mut self, path: &str) -> Option<Arc<Node>> {
+    /// A node as it is now.
+    pub fn get(&self, path: &str) -> Option<Arc<Node>> {
         self.nodes.get(path).cloned()
     }
 
-    fn put(&mut self, path: &str, mut node: Node) {
+    /// Makes or replaces a node.
+    pub fn put(&mut self, path: &str, mut node: Node) {
         self.generation += 1;
         node.generation = self.generation;
         self.account(node.owner(), 1);
@@ -103,15 +97,38 @@ impl View for Tree {
         }
     }
 
-    fn remove(&mut self, path: &str) {
+    /// Removes a node alone.
+    pub fn remove(&mut self, path: &str) {
         self.generation += 1;
         if let Some(old) = self.nodes.remove(path) {
             self.account(old.owner(), -1);
         }
     }
 
-    fn owned(&self, domid: u16) -> usize {
+    /// Nodes a domain owns.
+    pub fn owned(&self, domid: u16) -> usize {
         self.owned.get(&domid).copied().unwrap_or(0)
+    }
+
+    /// Takes away what others have granted to a domain that is gone: the next one of its number starts with nothing.
+    pub fn forget_domain(&mut self, domid: u16) {
+        for node in self.nodes.values_mut() {
+            if node.perms.iter().skip(1).any(|entry| entry.domid == domid) {
+                // An open transaction that has seen the entry must not bring it back.
+                self.generation += 1;
+                let (node, mut first) = (Arc::make_mut(node), true);
+                node.generation = self.generation;
+                node.perms.retain(|entry| std::mem::take(&mut first) || entry.domid != domid);
+            }
+        }
+    }
+
+    fn account(&mut self, owner: u16, change: isize) {
+        let owned = self.owned.entry(owner).or_insert(0);
+        *owned = owned.saturating_add_signed(change);
+        if *owned == 0 {
+            self.owned.remove(&owner);
+        }
     }
 }
 
@@ -139,22 +156,20 @@ pub fn is_at_or_below(path: &str, above: &str) -> bool {
         || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Something has changed at a path: what watches are matched against, with the permissions that decide who may know.
+/// Something has changed at a path: what watches are matched against, and what decides who may know.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The node.
     pub path: String,
     /// Only watches on this very node: one of many that a removal above it took along.
     pub exact: bool,
-    /// The node's permissions: before, for one that was removed.
-    pub perms: Vec<Permission>,
-    /// Its parent's.
-    pub parent_perms: Vec<Permission>,
+    /// Whoever may read one of these may know: the node before and after, and its parent.
+    pub known_to: [Option<Arc<Node>>; 3],
 }
 
 impl Change {
-    /// A domain may know of it: it reads the node or its parent.
+    /// A domain may know of it: it reads the node, or did before, or reads its parent.
     pub fn is_visible_to(&self, domid: u16) -> bool {
-        domid == 0 || perms::allowed(&self.perms, domid).read || perms::allowed(&self.parent_perms, domid).read
+        domid == 0 || self.known_to.iter().flatten().any(|node| perms::allowed(&node.perms, domid).read)
     }
 }

@@ -1,0 +1,74 @@
+//! A daemon for a test.
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use xenstore::server::{Limits, Server, ServerHandle};
+use xenstore::wire::{ErrorName, MessageType, message};
+use xenstore::{Client, Error, Permission, Store};
+
+/// A server in a thread of this process, with a directory of its own.
+pub struct Daemon {
+    dir: tempfile::TempDir,
+    pub handle: ServerHandle,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Daemon {
+    pub fn new() -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut server, handle) = Server::new(Limits::default()).unwrap();
+        server.listen(&dir.path().join("socket")).unwrap();
+        let thread = Some(std::thread::spawn(move || server.run().unwrap()));
+        Daemon { dir, handle, thread }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket()).unwrap()
+    }
+
+    pub fn domain_socket(&self, domid: u16) -> PathBuf {
+        self.dir.path().join(format!("domain-{domid}"))
+    }
+
+    pub fn domain(&self, domid: u16) -> Client {
+        let socket = self.domain_socket(domid);
+        self.handle.introduce(domid, &socket).unwrap();
+        Client::connect(&socket).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.handle.stop();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// The error that a daemon answered with.
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorName {
+    result.unwrap_err().name().unwrap().clone()
+}
+
+/// Long enough for an event that comes, short enough for one that does not.
+pub const SOON: Option<Duration> = Some(Duration::from_millis(300));
+
+/// A domain with a directory `data` of its own, and its socket.
+pub fn guest(daemon: &Daemon, domid: u16) -> (Client, UnixStream) {
+    let data = format!("/local/domain/{domid}/data");
+    daemon.client().mkdir(&data).unwrap();
+    daemon.client().set_perms(&data, &[Permission::none(domid)]).unwrap();
+    let client = daemon.domain(domid);
+    (client, UnixStream::connect(daemon.domain_socket(domid)).unwrap())
+}
+
+/// A request outside of transactions.
+pub fn request(kind: MessageType, number: u32, payload: &[u8]) -> Vec<u8> {
+    message(kind as u32, number, 0, &[payload]).unwrap()
+}
