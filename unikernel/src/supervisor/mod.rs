@@ -10,8 +10,10 @@ pub mod guest;
 pub mod machine;
 pub mod nodes;
 pub mod process;
+mod reports;
 mod steps;
 pub mod takeover;
+mod voice;
 pub mod volume;
 mod volumes;
 
@@ -20,7 +22,6 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use blkback::device::Report;
 use blkback::stats;
 use grant::DomId;
 use nix::sys::signal::{SigSet, Signal};
@@ -34,9 +35,10 @@ use crate::publish;
 use crate::store::{self, NoStore, Nodes};
 use crate::world::World;
 use device::{Device, WorkerId};
-use guest::{Guest, Life, Retired};
+use guest::{Guest, Retired};
 use machine::Service;
 use nodes::Name;
+use voice::Voice;
 
 /// Most devices of one VM.
 const MAX_DEVICES: usize = 1024;
@@ -243,104 +245,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Reads what workers report, and notices deaths and fences.
-    fn tend_workers(&mut self, now: Instant) {
-        let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
-        for id in ids {
-            let mut reports = Vec::new();
-            let Some(worker) = self.workers.get_mut(&id) else { continue };
-            let before = worker.life;
-            let guest = worker.domid.0;
-            while let Some(report) = worker.next_report() {
-                reports.push(report);
-            }
-            let explained = worker.reap();
-            worker.check_fences(now);
-            let (life, reason) = (worker.life, worker.reason.clone());
-            for report in reports {
-                self.report(id, guest, report);
-            }
-            if life != before || explained {
-                self.worker_changed(id, guest, life, &reason);
-            }
-        }
-        self.retired.retain_mut(|retired| !retired.reap(now));
-    }
-
-    fn report(&mut self, id: WorkerId, guest: u16, report: Report) {
-        let (Report::Connected { devid, .. }
-        | Report::Failed { devid, .. }
-        | Report::Broken { devid, .. }
-        | Report::Closed { devid }) = report;
-        let name = Name { guest, devid };
-        let Some(device) = self.devices.get_mut(&name).filter(|device| device.worker == Some(id)) else {
-            // A worker that is taken over may name any device.
-            return;
-        };
-        match report {
-            Report::Connected { path, .. } if device.service == Service::Connecting => {
-                device.service = Service::Connected;
-                device.path = path;
-            }
-            Report::Failed { reason, .. } if device.service != Service::None => {
-                device.service = Service::None;
-                device.draining = None;
-                device.refuse(reason.clone());
-                self.say(name, &format!("cannot be served: {reason}"));
-            }
-            Report::Broken { reason, .. } if device.service != Service::None => {
-                device.refuse(format!("the guest broke the protocol: {reason}"));
-                self.say(name, &format!("the guest broke the protocol and is disconnected: {reason}"));
-            }
-            Report::Closed { .. } if device.service == Service::Draining => {
-                device.service = Service::None;
-                device.draining = None;
-                device.journals.clear();
-            }
-            _ => {}
-        }
-        self.dirty.insert(name);
-    }
-
-    fn worker_changed(&mut self, id: WorkerId, guest: u16, life: Life, reason: &str) {
-        if matches!(life, Life::Dead { .. }) && self.current.get(&guest) == Some(&id) {
-            self.current.remove(&guest);
-        }
-        let served: Vec<Name> =
-            self.devices.iter().filter(|(_, device)| device.worker == Some(id)).map(|(name, _)| *name).collect();
-        for name in served {
-            if matches!(life, Life::Dead { .. } | Life::Held) {
-                self.say(name, reason);
-            }
-            let Some(device) = self.devices.get_mut(&name) else { continue };
-            self.dirty.insert(name);
-            if device.service != Service::None || device.refused {
-                device.reason = reason.to_owned();
-            }
-            match life {
-                Life::Running => {}
-                Life::Dead { .. } => {
-                    if device.service != Service::None {
-                        device.service = Service::Draining;
-                    }
-                    // The worker's patience is the fence's.
-                    device.draining = None;
-                }
-                Life::Held => device.held = true,
-                Life::Fenced => {
-                    device.held = false;
-                    device.service = Service::None;
-                    device.worker = None;
-                }
-            }
-        }
-        if life == Life::Fenced
-            && let Some(worker) = self.workers.remove(&id)
-        {
-            self.forget_worker(id, &worker);
-        }
-    }
-
     /// Devices whose time has come.
     fn wake(&mut self, now: Instant) {
         for (name, device) in &mut self.devices {
@@ -436,54 +340,6 @@ impl Supervisor {
             tracing::info!(devices = self.devices.len(), "stopping");
             self.stopping = Some(Instant::now());
             self.dirty.extend(self.devices.keys().copied());
-        }
-    }
-
-    /// A warning that a guest may have caused: bounded per guest.
-    fn say(&mut self, name: Name, text: &str) {
-        self.bounded(name, |tail| tracing::warn!(device = %name, "{text}{tail}"));
-    }
-
-    /// The same for what is no trouble.
-    fn tell(&mut self, name: Name, text: &str) {
-        self.bounded(name, |tail| tracing::info!(device = %name, "{text}{tail}"));
-    }
-
-    fn bounded(&mut self, name: Name, log: impl FnOnce(&str)) {
-        match self.voices.entry(name.guest).or_default().may_speak(Instant::now()) {
-            Speak::Yes => log(""),
-            Speak::Last => log(" (more of this guest's lines are dropped for a minute)"),
-            Speak::No => {}
-        }
-    }
-}
-
-/// How often a guest was written about lately.
-#[derive(Debug, Default)]
-struct Voice {
-    since: Option<Instant>,
-    lines: u32,
-}
-
-enum Speak {
-    Yes,
-    Last,
-    No,
-}
-
-impl Voice {
-    /// Lines a minute.
-    const LINES: u32 = 30;
-
-    fn may_speak(&mut self, now: Instant) -> Speak {
-        if self.since.is_none_or(|since| now.duration_since(since) > Duration::from_secs(60)) {
-            *self = Voice { since: Some(now), lines: 0 };
-        }
-        self.lines = self.lines.saturating_add(1);
-        match self.lines {
-            lines if lines < Voice::LINES => Speak::Yes,
-            Voice::LINES => Speak::Last,
-            _ => Speak::No,
         }
     }
 }

@@ -1,0 +1,111 @@
+//! What workers tell, and what their deaths mean for the devices they served.
+
+use std::time::Instant;
+
+use blkback::device::Report;
+
+use super::Supervisor;
+use super::device::WorkerId;
+use super::guest::Life;
+use super::machine::Service;
+use super::nodes::Name;
+
+impl Supervisor {
+    /// Reads what workers report, and notices deaths and fences.
+    pub(super) fn tend_workers(&mut self, now: Instant) {
+        let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
+        for id in ids {
+            let mut reports = Vec::new();
+            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            let before = worker.life;
+            let guest = worker.domid.0;
+            while let Some(report) = worker.next_report() {
+                reports.push(report);
+            }
+            let explained = worker.reap();
+            worker.check_fences(now);
+            let (life, reason) = (worker.life, worker.reason.clone());
+            for report in reports {
+                self.report(id, guest, report);
+            }
+            if life != before || explained {
+                self.worker_changed(id, guest, life, &reason);
+            }
+        }
+        self.retired.retain_mut(|retired| !retired.reap(now));
+    }
+
+    fn report(&mut self, id: WorkerId, guest: u16, report: Report) {
+        let (Report::Connected { devid, .. }
+        | Report::Failed { devid, .. }
+        | Report::Broken { devid, .. }
+        | Report::Closed { devid }) = report;
+        let name = Name { guest, devid };
+        let Some(device) = self.devices.get_mut(&name).filter(|device| device.worker == Some(id)) else {
+            // A worker that is taken over may name any device.
+            return;
+        };
+        match report {
+            Report::Connected { path, .. } if device.service == Service::Connecting => {
+                device.service = Service::Connected;
+                device.path = path;
+            }
+            Report::Failed { reason, .. } if device.service != Service::None => {
+                device.service = Service::None;
+                device.draining = None;
+                device.refuse(reason.clone());
+                self.say(name, &format!("cannot be served: {reason}"));
+            }
+            Report::Broken { reason, .. } if device.service != Service::None => {
+                device.refuse(format!("the guest broke the protocol: {reason}"));
+                self.say(name, &format!("the guest broke the protocol and is disconnected: {reason}"));
+            }
+            Report::Closed { .. } if device.service == Service::Draining => {
+                device.service = Service::None;
+                device.draining = None;
+                device.journals.clear();
+            }
+            _ => {}
+        }
+        self.dirty.insert(name);
+    }
+
+    fn worker_changed(&mut self, id: WorkerId, guest: u16, life: Life, reason: &str) {
+        if matches!(life, Life::Dead { .. }) && self.current.get(&guest) == Some(&id) {
+            self.current.remove(&guest);
+        }
+        let served: Vec<Name> =
+            self.devices.iter().filter(|(_, device)| device.worker == Some(id)).map(|(name, _)| *name).collect();
+        for name in served {
+            if matches!(life, Life::Dead { .. } | Life::Held) {
+                self.say(name, reason);
+            }
+            let Some(device) = self.devices.get_mut(&name) else { continue };
+            self.dirty.insert(name);
+            if device.service != Service::None || device.refused {
+                device.reason = reason.to_owned();
+            }
+            match life {
+                Life::Running => {}
+                Life::Dead { .. } => {
+                    if device.service != Service::None {
+                        device.service = Service::Draining;
+                    }
+                    // The worker's patience is the fence's.
+                    device.draining = None;
+                }
+                Life::Held => device.held = true,
+                Life::Fenced => {
+                    device.held = false;
+                    device.service = Service::None;
+                    device.worker = None;
+                }
+            }
+        }
+        if life == Life::Fenced
+            && let Some(worker) = self.workers.remove(&id)
+        {
+            self.forget_worker(id, &worker);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Log lines that a guest can cause, bounded per guest: nobody fills a log by flapping.
+
+use std::time::{Duration, Instant};
+
+use super::Supervisor;
+use super::nodes::Name;
+
+impl Supervisor {
+    /// A warning that a guest may have caused: bounded per guest.
+    pub(super) fn say(&mut self, name: Name, text: &str) {
+        self.bounded(name, |tail| tracing::warn!(device = %name, "{text}{tail}"));
+    }
+
+    /// The same for what is no trouble.
+    pub(super) fn tell(&mut self, name: Name, text: &str) {
+        self.bounded(name, |tail| tracing::info!(device = %name, "{text}{tail}"));
+    }
+
+    fn bounded(&mut self, name: Name, log: impl FnOnce(&str)) {
+        match self.voices.entry(name.guest).or_default().may_speak(Instant::now()) {
+            Speak::Yes => log(""),
+            Speak::Last => log(" (more of this guest's lines are dropped for a minute)"),
+            Speak::No => {}
+        }
+    }
+}
+
+/// How often a guest was written about lately.
+#[derive(Debug, Default)]
+pub(super) struct Voice {
+    since: Option<Instant>,
+    lines: u32,
+}
+
+enum Speak {
+    Yes,
+    Last,
+    No,
+}
+
+impl Voice {
+    /// Lines a minute.
+    const LINES: u32 = 30;
+
+    fn may_speak(&mut self, now: Instant) -> Speak {
+        if self.since.is_none_or(|since| now.duration_since(since) > Duration::from_secs(60)) {
+            *self = Voice { since: Some(now), lines: 0 };
+        }
+        self.lines = self.lines.saturating_add(1);
+        match self.lines {
+            lines if lines < Voice::LINES => Speak::Yes,
+            Voice::LINES => Speak::Last,
+            _ => Speak::No,
+        }
+    }
+}
