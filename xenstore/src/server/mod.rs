@@ -11,6 +11,8 @@
 
 mod connection;
 mod dispatch;
+#[cfg(test)]
+mod model;
 mod operations;
 mod perms;
 mod quota;

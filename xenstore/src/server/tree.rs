@@ -69,6 +69,12 @@ impl Tree {
         self.nodes.get(path).map(|node| node.generation)
     }
 
+    /// All nodes, in no order.
+    #[cfg(test)]
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, node)| (&**path, &**node))
+    }
+
     /// The topmost nodes that a domain owns: each with a parent that somebody else owns.
     pub fn roots_owned_by(&self, domid: u16) -> Vec<String> {
         let owned = |path: &str| self.nodes.get(path).is_some_and(|node| node.owner() == domid);
