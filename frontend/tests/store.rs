@@ -189,7 +189,7 @@ fn every_step_of_the_backend_is_an_event() {
     world.attach(BACKEND);
     let disk = world.open();
     let token = "backend/51712";
-    let mut woken = |world: &mut World| {
+    let woken = |world: &mut World| {
         let event = world.guest.next_event(Some(Duration::from_secs(10))).unwrap();
         assert_eq!(event.expect("no event").token, token);
     };

@@ -267,9 +267,15 @@ impl Rig {
     /// Starts a guest whose disks are at [`Rig::nbd`].
     #[track_caller]
     pub fn guest(&mut self, name: &str) -> &Daemon {
+        self.guest_with(name, &[])
+    }
+
+    /// [`Rig::guest`] with more arguments.
+    #[track_caller]
+    pub fn guest_with(&mut self, name: &str, more: &[&str]) -> &Daemon {
         let nbd = format!("unix:{}", self.nbd(name).display());
         let log = self.path(&format!("{name}.log"));
-        let daemon = Daemon::start(self.command("guest").args(["--name", name, "--nbd", &nbd]), log);
+        let daemon = Daemon::start(self.command("guest").args(["--name", name, "--nbd", &nbd]).args(more), log);
         self.daemons.push((name.to_owned(), daemon));
         self.daemon(name)
     }

@@ -129,6 +129,7 @@ impl Drop for Server {
 }
 
 fn accept_all(listener: &UnixListener, stop: &OwnedFd, clients: &Arc<Clients>, exports: &Arc<dyn Exports>) {
+    let mut full = false;
     for number in 0.. {
         let stream = loop {
             let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
@@ -149,8 +150,11 @@ fn accept_all(listener: &UnixListener, stop: &OwnedFd, clients: &Arc<Clients>, e
                 }
             }
         };
-        if clients.streams().len() >= MAX_CLIENTS {
-            tracing::warn!("more than {MAX_CLIENTS} NBD clients: one was turned away");
+        let was_full = std::mem::replace(&mut full, clients.streams().len() >= MAX_CLIENTS);
+        if full {
+            if !was_full {
+                tracing::warn!("more than {MAX_CLIENTS} NBD clients: they are turned away from now on");
+            }
             continue;
         }
         if let Err(error) = start(stream, number, clients, exports) {
@@ -169,7 +173,8 @@ fn start(stream: UnixStream, number: u64, clients: &Arc<Clients>, exports: &Arc<
     thread.spawn(move || {
         let leave = leave;
         if let Err(error) = serve(stream, leave.number, &*exports) {
-            tracing::info!(%error, client = leave.number, "an NBD connection ended");
+            // A client can do this as often as it likes.
+            tracing::debug!(%error, client = leave.number, "an NBD connection ended");
         }
     })?;
     Ok(())
