@@ -4,13 +4,14 @@
 use clap::{Parser, Subcommand};
 use unikernel::cli::attach::AttachArgs;
 use unikernel::cli::daemon::SupervisorArgs;
+use unikernel::cli::demo::{DemoArgs, DemoPartArgs};
 use unikernel::cli::detach::DetachArgs;
 use unikernel::cli::guest::GuestArgs;
 use unikernel::cli::host::HostArgs;
 use unikernel::cli::image::ImageArgs;
 use unikernel::cli::serve::ServeArgs;
 use unikernel::cli::status::StatusArgs;
-use unikernel::cli::{Failure, attach, daemon, detach, guest, host, image, serve, status};
+use unikernel::cli::{Failure, attach, daemon, demo, detach, guest, host, image, serve, status};
 
 /// Virtual machines that serve disks and networks to other virtual machines
 ///
@@ -25,6 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The whole thing on this machine: a disk goes through it, is checked and measured
+    Demo(DemoArgs),
     /// Embedded host: stands in for Xen and xenstored on any Linux
     Host(HostArgs),
     /// The daemon of a service VM
@@ -45,6 +48,9 @@ enum Command {
     /// Started by the supervisor, one for each guest
     #[command(hide = true)]
     Worker,
+    /// Started by `demo`
+    #[command(hide = true)]
+    DemoPart(DemoPartArgs),
 }
 
 fn main() {
@@ -53,6 +59,8 @@ fn main() {
     }
     let done = |()| 0;
     let ended = match Arguments::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoPart(args) => demo::run_part(&args),
         Command::Host(args) => host::run(&args).map(done),
         Command::Serve(args) => serve::run(&args),
         Command::Guest(args) => guest::run(&args).map(done),

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod daemon;
+pub mod demo;
 pub mod detach;
 pub mod guest;
 pub mod host;

@@ -95,10 +95,10 @@ impl Guest {
 }
 
 /// A domain of the embedded host.
-struct Embedded {
-    dir: PathBuf,
-    domid: DomId,
-    memory: GuestMemory,
+pub(crate) struct Embedded {
+    pub(crate) dir: PathBuf,
+    pub(crate) domid: DomId,
+    pub(crate) memory: GuestMemory,
 }
 
 impl Machine for Embedded {
