@@ -140,7 +140,7 @@ pub fn next(seen: &Seen, parts: &Parts, now: Instant) -> Step {
                 _ => Step::Wait,
             }
         }
-        InitWait if asked || matches!(seen.frontend, Unknown | Closed | Closing) => Step::Disconnect,
+        InitWait if asked || parts.refused || matches!(seen.frontend, Unknown | Closed | Closing) => Step::Disconnect,
         InitWait if parts.service == Service::Connected => Step::Announce,
         InitWait => Step::Wait,
         // Closing, Connected, and what only a backend of before us can have written.
@@ -150,7 +150,9 @@ pub fn next(seen: &Seen, parts: &Parts, now: Instant) -> Step {
             (Service::None, _) if parts.state != Closing => Step::Switch(Closing),
             (Service::None, _) => Step::Wait,
             (_, Unknown | Closed | Initialising) => Step::Disconnect,
-            _ if parts.stopping && parts.state == Closing => Step::Disconnect,
+            // A guest that broke the protocol is not waited for.
+            _ if (parts.stopping || parts.refused) && parts.state == Closing => Step::Disconnect,
+            _ if parts.refused => Step::Switch(Closing),
             (_, Closing) if parts.state != Closing => Step::Switch(Closing),
             _ if asked && parts.state != Closing => Step::Switch(Closing),
             _ => Step::Wait,
@@ -257,6 +259,18 @@ mod tests {
         let refused = Parts { refused: true, volume: false, ..parts(Initialising, Service::None) };
         assert_eq!(step(seen(Initialising, true, Initialising), refused), Step::Wait);
         assert_eq!(step(seen(Closing, false, Initialising), refused), Step::Switch(Closed));
+    }
+
+    #[test]
+    fn a_guest_that_broke_the_protocol_is_disconnected_at_once() {
+        let broken = |state, service| Parts { refused: true, ..parts(state, service) };
+        let connected = seen(Connected, true, Connected);
+        assert_eq!(step(seen(InitWait, true, Initialised), broken(InitWait, Service::Connected)), Step::Disconnect);
+        assert_eq!(step(connected, broken(Connected, Service::Connected)), Step::Switch(Closing));
+        let closing = seen(Closing, true, Connected);
+        assert_eq!(step(closing, broken(Closing, Service::Connected)), Step::Disconnect);
+        assert_eq!(step(closing, broken(Closing, Service::None)), Step::Switch(Closed));
+        assert_eq!(step(seen(Closed, true, Connected), broken(Closed, Service::None)), Step::Wait);
     }
 
     #[test]

@@ -76,6 +76,11 @@ impl Supervisor {
                     device.state = state;
                 }
                 Step::Remove => {
+                    // The toolstack takes the end of the directory for the end of our hold on the volume.
+                    device.volume = None;
+                    if let Err(error) = self.forget_record(name) {
+                        tracing::error!(%error, "the keeper does not forget a device");
+                    }
                     nodes::remove(&mut self.store, name)?;
                     return self.forget(name);
                 }
