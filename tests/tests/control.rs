@@ -3,9 +3,12 @@
 
 mod rig;
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use grant::embedded::{self, Domain, GuestMemory};
+use grant::embedded::{self, Domain, GuestMemory, Ports};
+use grant::ring::FrontRing;
+use grant::{Access, DomId, EventChannel, GrantAccess};
 use rig::{Nbd, Rig, children, eventually, run, signal_to, windsor};
 use rustix::process::Signal;
 use xenstore::{Client, Store};
@@ -13,6 +16,7 @@ use xenstore::{Client, Store};
 /// A domain with memory and no driver: its side of the store is written by hand.
 struct Raw {
     domain: Domain,
+    memory: GuestMemory,
     store: Client,
 }
 
@@ -21,7 +25,7 @@ impl Raw {
         let memory = GuestMemory::new(1 << 20).unwrap();
         let domain = embedded::register(&rig.dir(), name, Some(&memory)).unwrap();
         let store = rig.store_of(domain.domid.0);
-        Raw { domain, store }
+        Raw { domain, memory, store }
     }
 
     fn write(&mut self, key: &str, value: &str) {
@@ -60,7 +64,7 @@ fn attach_and_detach_return_when_both_sides_are_there_or_gone() {
     assert!(rig.disks().is_empty());
     let volumes = &rig.status()["vms"][0]["volumes"][0];
     assert_eq!((volumes["size"].as_u64(), volumes["used-by"].as_array().map(Vec::len)), (Some(16 << 20), Some(0)));
-    assert!(embedded::usage(&rig.dir(), grant::DomId(2)).unwrap().active_grants == 0);
+    assert!(embedded::usage(&rig.dir(), DomId(2)).unwrap().active_grants == 0);
     // Neither side nor the toolstack leaves a node behind.
     let mut store = rig.store();
     assert!(store.directory("/local/domain/2/device").unwrap().is_empty());
@@ -285,7 +289,7 @@ fn a_guest_that_refuses_keeps_its_disk_until_it_is_forced() {
     assert_eq!(rig.disks().len(), 1);
     rig.run("detach", &["g1", "xvda", "--force"]).fine();
     assert!(rig.disks().is_empty());
-    assert_eq!(embedded::usage(&rig.dir(), grant::DomId(2)).unwrap().active_grants, 0);
+    assert_eq!(embedded::usage(&rig.dir(), DomId(2)).unwrap().active_grants, 0);
 }
 
 #[test]
@@ -314,6 +318,40 @@ fn keys_that_cannot_be_are_refused_and_the_guest_may_try_again() {
     assert!(disk["reason"].as_str().unwrap().contains("mapping the ring"), "{disk}");
     assert_eq!(children(rig.supervisor("acme"), "worker").len(), 1);
     rig.run("detach", &["raw", "xvda"]).fine();
+}
+
+#[test]
+fn a_guest_that_breaks_its_ring_loses_its_disk_and_nobody_else_does() {
+    let mut rig = Rig::new();
+    rig.serve("acme", "[backend]\ninitwait-dwell-ms = 0\n[[volume]]\nname = \"z\"\nkind = \"null\"\nsize = \"1MiB\"\n");
+    rig.guest("g1");
+    rig.run("attach", &["g1", "acme:db"]).fine();
+    let mut raw = Raw::new(&rig, "raw");
+    rig.run("attach", &["raw", "acme:z", "--wait", "1"]).refused(4);
+    let ring = raw.memory.grant(DomId(1), 1, Access::ReadWrite).unwrap();
+    let mut events = Ports::new(embedded::connect(&rig.dir(), raw.domain.domid).unwrap()).unwrap();
+    let port = events.alloc_unbound(DomId(1)).unwrap();
+    FrontRing::new(ring.memory.pages(), 112);
+    raw.write("ring-ref", &ring.refs[0].to_string());
+    raw.write("event-channel", &port.to_string());
+    raw.write("protocol", "x86_64-abi");
+    raw.write("state", "3");
+    let raw_disk = |rig: &Rig| rig.disks().into_iter().find(|disk| disk["guest"] == "raw").unwrap();
+    eventually("the raw guest is served", || (raw_disk(&rig)["backend"] == "Connected").then_some(()));
+    raw.write("state", "4");
+    // req_prod, a million requests ahead of a ring of 32.
+    ring.memory.pages().store_release(0, 1 << 20);
+    events.notify(port).unwrap();
+    let disk = rig.phase("failed");
+    assert_eq!(disk["guest"], "raw");
+    assert!(disk["reason"].as_str().unwrap().contains("broke the protocol"), "{disk}");
+    // Its ring is unmapped although it never closed, and its neighbour does not notice.
+    eventually("nothing of its is mapped", || {
+        (embedded::usage(&rig.dir(), raw.domain.domid).unwrap().active_grants == 0).then_some(())
+    });
+    assert_eq!(Nbd::open(&rig.nbd("g1"), "").unwrap().write(0, &[3; 4096]).unwrap(), 0);
+    rig.run("detach", &["raw", "xvda"]).fine();
+    raw.memory.end(ring).unwrap();
 }
 
 #[test]
@@ -355,7 +393,7 @@ fn a_killed_worker_fails_its_own_disks_only() {
     // EIO, or the export is gone: never silence.
     assert!(!matches!(hurt.write(0, &[1; 4096]), Ok(0)));
     assert_eq!(other.write(0, &[1; 4096]).unwrap(), 0);
-    assert_eq!(embedded::usage(&rig.dir(), grant::DomId(2)).unwrap().active_grants, 0);
+    assert_eq!(embedded::usage(&rig.dir(), DomId(2)).unwrap().active_grants, 0);
     rig.run("detach", &["g1", "xvda"]).fine();
     rig.run("attach", &["g1", "acme:db"]).fine();
     let mut again = Nbd::open(&rig.nbd("g1"), "xvda").unwrap();
@@ -375,7 +413,9 @@ fn a_killed_supervisor_is_not_noticed_by_a_guest() {
         assert_eq!(nbd.write(u64::from(round) * 4096, &[round; 4096]).unwrap(), 0);
     }
     eventually("another supervisor", || (rig.supervisor("acme") != supervisor).then_some(()));
-    eventually("it has taken over", || rig.daemon("acme").log().contains("taken over workers=1").then_some(()));
+    eventually("it has taken over", || {
+        rig.daemon("acme").log().contains("taken over workers=1 devices=1").then_some(())
+    });
     let disk = rig.phase("connected");
     assert!(disk["stats"]["writes"].as_u64().unwrap() >= 50, "{disk}");
     assert_eq!(rig.status()["vms"][0]["volumes"][0]["size"], 16 << 20);
@@ -398,7 +438,7 @@ fn a_supervisor_that_dies_while_a_disk_closes_lets_it_close() {
     rig.run("attach", &["g1", "acme:db"]).fine();
     let supervisor = rig.supervisor("acme");
     signal_to(supervisor, Signal::STOP);
-    let detach = rig.command("detach").args(["g1", "xvda"]).spawn().unwrap();
+    let detach = rig.command("detach").args(["g1", "xvda"]).stdout(Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(200));
     signal_to(supervisor, Signal::KILL);
     assert_eq!(detach.wait_with_output().unwrap().status.code(), Some(0));
@@ -436,7 +476,7 @@ fn a_new_attach_waits_for_the_guest_that_gives_the_volume_up() {
     // It is asked to close and does not answer for a while.
     rig.daemon("g1").signal(Signal::STOP);
     rig.run("detach", &["g1", "xvda", "--wait", "1"]).refused(4);
-    let attach = rig.command("attach").args(["g2", "acme:db"]).spawn().unwrap();
+    let attach = rig.command("attach").args(["g2", "acme:db"]).stdout(Stdio::null()).spawn().unwrap();
     rig.phase("waiting");
     std::thread::sleep(Duration::from_secs(1));
     rig.daemon("g1").signal(Signal::CONT);

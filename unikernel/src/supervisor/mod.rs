@@ -150,6 +150,7 @@ impl Supervisor {
         if !taken_over {
             println!("ready");
             io::stdout().flush()?;
+            self.keep_ready()?;
         }
         tracing::info!(vm = self.config.vm.name, domid = self.own.0, volumes = self.config.volumes.len(), "serving");
         Ok(())

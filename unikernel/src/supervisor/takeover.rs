@@ -3,6 +3,7 @@
 //! | key | descriptors |
 //! | --- | --- |
 //! | `worker-ID-GUEST-PID` | control socket, process, read ends of the fences |
+//! | `ready` | none: a supervisor has served before |
 //! | `disk-GUEST-DEVID` | the record (JSON in a memfd), then volume and meter where there are some, then journals |
 //!
 //! A record is renewed whenever it has changed, before anybody else can see a consequence. So whoever takes over knows
@@ -29,6 +30,9 @@ use super::process::Process;
 use super::volume::Opened;
 use crate::message::Channel;
 use xenstore::xenbus::XenbusState;
+
+/// Key that says that a supervisor has served before.
+const READY: &str = "ready";
 
 /// Longest record, in bytes.
 const MAX_RECORD: u64 = 64 << 10;
@@ -111,6 +115,11 @@ impl Record {
 }
 
 impl Supervisor {
+    /// From now on whoever comes takes over, even when there is nothing to take.
+    pub(super) fn keep_ready(&self) -> io::Result<()> {
+        self.keeper.keep(READY, &[])
+    }
+
     /// Renews a device's record if it has changed.
     pub(super) fn keep(&mut self, name: Name) -> io::Result<()> {
         let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
@@ -155,6 +164,7 @@ impl Supervisor {
             let result = match key.split_once('-') {
                 Some(("worker", rest)) => self.take_over_worker(rest, fds),
                 Some(("disk", rest)) => self.take_over_device(rest, fds),
+                None if key == READY => Some(()),
                 _ => None,
             };
             if result.is_none() {
