@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod headers;
+pub mod skip;
 pub mod world;
