@@ -85,7 +85,9 @@ impl Demo {
     pub fn run(&self) -> Result<Report, Failure> {
         grant::caps::check_io_uring().map_err(|error| Failure::new(MISSING, error))?;
         let user = self.disk.as_deref().map(Image::of_user).transpose()?;
-        let parts = Parts::new().map_err(|error| Failure::new(FAILED, format!("no directory to work in: {error}")))?;
+        let parts = Parts::new().map_err(|error| {
+            Failure::new(MISSING, format!("no directory to work in: {error} (set TMPDIR to one that can be written)"))
+        })?;
         let ran = self.run_in(&parts, user);
         // What went wrong first counts.
         let ended = parts.end();
