@@ -1,5 +1,7 @@
 //! The xenbus handshake between the two halves of a device (Xen's public `io/xenbus.h`).
 
+pub mod backend;
+
 use std::fmt;
 
 /// A device's state (`enum xenbus_state`).

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use grant::meter::Meter;
 use xenstore::xenbus::XenbusState;
+use xenstore::xenbus::backend::{Parts, Service};
 
-use super::machine::{Parts, Service};
 use super::nodes::Description;
 use super::takeover::Record;
 use super::volume::Opened;
@@ -107,7 +107,7 @@ impl Device {
     pub fn parts(&self, stopping: bool) -> Parts {
         Parts {
             state: self.state,
-            volume: self.volume.is_some(),
+            prepared: self.volume.is_some(),
             refused: self.refused,
             service: self.service,
             dwell: self.dwell,

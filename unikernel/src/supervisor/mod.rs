@@ -2,12 +2,11 @@
 //! opens volumes, starts workers, hands them what they need, and says in the store how things stand.
 //!
 //! One thread, one loop. Whatever happens marks devices as worth a look; a look reads the device's nodes, asks
-//! [`machine`] for the next step, takes it, and looks again until there is nothing to do. The supervisor maps no
-//! grant and touches no ring.
+//! [`xenstore::xenbus::backend`] for the next step, takes it, and looks again until there is nothing to do. The
+//! supervisor maps no grant and touches no ring.
 
 pub mod device;
 pub mod guest;
-pub mod machine;
 pub mod nodes;
 pub mod process;
 mod reports;
@@ -27,6 +26,7 @@ use grant::DomId;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use xenstore::xenbus::backend::Service;
 use xenstore::{Client, Store, WatchEvent};
 
 use crate::config::{Config, DataPath};
@@ -36,7 +36,6 @@ use crate::store::{self, NoStore, Nodes};
 use crate::world::World;
 use device::{Device, WorkerId};
 use guest::{Guest, Retired};
-use machine::Service;
 use nodes::Name;
 use voice::Voice;
 

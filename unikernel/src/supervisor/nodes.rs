@@ -4,9 +4,9 @@ use blkback::config::{DiskParams, Negotiated, Offer};
 use blkback::keys::{self, KeyError};
 use serde::{Deserialize, Serialize};
 use xenstore::xenbus::XenbusState;
+use xenstore::xenbus::backend::{self, Seen};
 use xenstore::{Client, Error, Store};
 
-use super::machine::Seen;
 use super::volume::Opened;
 use crate::publish::{self, Phase};
 use crate::store::Nodes;
@@ -101,23 +101,7 @@ pub fn describe(store: &mut Client, name: Name) -> Result<Result<Description, St
 /// # Errors
 /// When the store does not answer.
 pub fn look(store: &mut Client, name: Name) -> Result<Seen, Error> {
-    let (backend, frontend) = (name.backend(), name.frontend());
-    store.transaction(|tx| {
-        let ours = tx.read_optional(&format!("{backend}/state"))?;
-        let online = tx.read_optional(&format!("{backend}/online"))?;
-        let touched = tx.read_optional(&format!("{backend}/hotplug-status"))?.is_some();
-        // Where the guest's directory is gone C xenstored says EACCES, for we may not read its parent.
-        let theirs = match tx.read_optional(&format!("{frontend}/state")) {
-            Err(error) if error.is_permission() => None,
-            other => other?,
-        };
-        Ok(Seen {
-            backend: ours.map(|state| XenbusState::parse(&state)),
-            online: online.as_deref() == Some(b"1"),
-            touched,
-            frontend: theirs.map_or(XenbusState::Unknown, |state| XenbusState::parse(&state)),
-        })
-    })
+    Seen::read(store, &name.backend(), &name.frontend(), "hotplug-status")
 }
 
 /// Publishes what a frontend needs to lay out its rings, and what a toolstack waits for.
@@ -182,25 +166,9 @@ pub fn announce(
         for (key, value) in keys::late(offer, disk, about.cdrom, about.removable) {
             tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
         }
-        write_state(tx, &dir, XenbusState::Connected)?;
+        backend::write_state(tx, &dir, XenbusState::Connected)?;
         Ok(true)
     })
-}
-
-/// Writes a state, if the directory is still there: writing would bring it back.
-///
-/// # Errors
-/// When the store does not answer.
-pub fn switch(store: &mut Client, name: Name, state: XenbusState) -> Result<(), Error> {
-    let dir = name.backend();
-    store.transaction(|tx| match tx.read_optional(&format!("{dir}/state"))? {
-        Some(_) => write_state(tx, &dir, state),
-        None => Ok(()),
-    })
-}
-
-fn write_state(store: &mut impl Store, dir: &str, state: XenbusState) -> Result<(), Error> {
-    store.write(&format!("{dir}/state"), (state as u8).to_string().as_bytes())
 }
 
 /// Tells the toolstack why a device is not served.

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use blkback::device::Report;
+use xenstore::xenbus::backend::Service;
 
 use super::Supervisor;
 use super::device::WorkerId;
 use super::guest::Life;
-use super::machine::Service;
 use super::nodes::Name;
 
 impl Supervisor {

@@ -1,4 +1,4 @@
-//! Carrying out what [`super::machine`] decides, one device at a time.
+//! Carrying out what [`xenstore::xenbus::backend`] decides, one device at a time.
 
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -8,10 +8,11 @@ use grant::DomId;
 use grant::meter::Meter;
 use xenstore::Error;
 use xenstore::xenbus::XenbusState;
+use xenstore::xenbus::backend::{self, Seen, Service, Step};
 
 use super::device::{Device, WorkerId};
 use super::guest::{Guest, Life, Package};
-use super::machine::{self, Seen, Service, Step};
+
 use super::nodes::{self, Name};
 use super::{MAX_DEVICES, Supervisor, SupervisorError};
 use crate::publish;
@@ -56,13 +57,13 @@ impl Supervisor {
             let parts = device.parts(stopping);
             let another = seen.is_another(&parts);
             let seen = if another { seen.gone() } else { seen };
-            match machine::next(&seen, &parts, now) {
+            match backend::next(&seen, &parts, now) {
                 Step::Wait => return Ok(()),
                 Step::WaitUntil(at) => {
                     device.timer = Some(at);
                     return Ok(());
                 }
-                Step::OpenVolume => {
+                Step::Prepare => {
                     if !self.open_volume(name, now)? {
                         return Ok(());
                     }
@@ -72,7 +73,7 @@ impl Supervisor {
                 Step::Announce => self.announce(name)?,
                 Step::Disconnect => self.disconnect(name, now),
                 Step::Switch(state) => {
-                    nodes::switch(&mut self.store, name, state)?;
+                    backend::switch(&mut self.store, &name.backend(), state)?;
                     device.state = state;
                 }
                 Step::Remove => {
@@ -131,7 +132,7 @@ impl Supervisor {
             return self.refuse(name, &format!("no worker can be started: {error}"), false);
         }
         nodes::offer(&mut self.store, name, &offer, volume)?;
-        nodes::switch(&mut self.store, name, XenbusState::InitWait)?;
+        backend::switch(&mut self.store, &name.backend(), XenbusState::InitWait)?;
         device.state = XenbusState::InitWait;
         device.reason.clear();
         device.path.clear();

@@ -24,12 +24,12 @@ use serde::{Deserialize, Serialize};
 use super::Supervisor;
 use super::device::{Device, WorkerId};
 use super::guest::Guest;
-use super::machine::Service;
 use super::nodes::{Description, Name};
 use super::process::Process;
 use super::volume::Opened;
 use crate::message::Channel;
 use xenstore::xenbus::XenbusState;
+use xenstore::xenbus::backend::Service;
 
 /// Key that says that a supervisor has served before.
 const READY: &str = "ready";
@@ -42,7 +42,7 @@ const MAX_RECORD: u64 = 64 << 10;
 pub struct Record {
     about: Option<Description>,
     state: u8,
-    service: Service,
+    service: u8,
     worker: Option<WorkerId>,
     offered: bool,
     refused: bool,
@@ -61,7 +61,7 @@ impl Record {
         Record {
             about: device.about.clone(),
             state: device.state as u8,
-            service: device.service,
+            service: device.service as u8,
             worker: device.worker,
             offered: device.offered,
             refused: device.refused,
@@ -103,7 +103,12 @@ impl Record {
         }
         device.journals = fds.collect();
         device.about = self.about;
-        device.service = self.service;
+        device.service = match self.service {
+            1 => Service::Connecting,
+            2 => Service::Connected,
+            3 => Service::Draining,
+            _ => Service::None,
+        };
         device.worker = self.worker;
         device.offered = self.offered;
         device.refused = self.refused;

@@ -1,7 +1,8 @@
-//! When a backend does what: pure decisions about one device, from what the store says and where its parts stand.
+//! When a backend does what, for every kind of device: pure decisions about one device, from what the store says and
+//! where its parts stand; and the two accesses to the store that have to be one transaction each.
 //!
 //! ```text
-//!             volume opened           ring keys read, worker connected
+//!             prepared                ring keys read, worker connected
 //! Initialising ----------> InitWait ----------------------------------> Connected
 //!      ^                    ^   |                                           |
 //!      |                    |   '-----------.      frontend Closing: Closing|(the ring stays in use)
@@ -15,9 +16,8 @@
 
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
-use xenstore::xenbus::XenbusState;
+use super::XenbusState;
+use crate::{Client, Error, Store};
 
 /// What the store says about a device, all of it read in one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,30 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// Reads it, from the directories of the two sides. `mark` is a key of the backend's directory that is written no
+    /// later than a device is offered or refused.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn read(store: &mut Client, backend: &str, frontend: &str, mark: &str) -> Result<Seen, Error> {
+        store.transaction(|tx| {
+            let ours = tx.read_optional(&format!("{backend}/state"))?;
+            let online = tx.read_optional(&format!("{backend}/online"))?;
+            let touched = tx.read_optional(&format!("{backend}/{mark}"))?.is_some();
+            // Where the guest's directory is gone C xenstored says EACCES, for we may not read its parent.
+            let theirs = match tx.read_optional(&format!("{frontend}/state")) {
+                Err(error) if error.is_permission() => None,
+                other => other?,
+            };
+            Ok(Seen {
+                backend: ours.map(|state| XenbusState::parse(&state)),
+                online: online.as_deref() == Some(b"1"),
+                frontend: theirs.map_or(XenbusState::Unknown, |state| XenbusState::parse(&state)),
+                touched,
+            })
+        })
+    }
+
     /// The directory was removed and made again between two looks: another device of the same name. `parts` are those
     /// of the one we know.
     pub fn is_another(&self, parts: &Parts) -> bool {
@@ -46,13 +70,32 @@ impl Seen {
     }
 }
 
+/// Writes a state below `backend`, if that directory is still there: writing would bring it back.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn switch(store: &mut Client, backend: &str, state: XenbusState) -> Result<(), Error> {
+    store.transaction(|tx| match tx.read_optional(&format!("{backend}/state"))? {
+        Some(_) => write_state(tx, backend, state),
+        None => Ok(()),
+    })
+}
+
+/// The same within a transaction that has looked already.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn write_state(store: &mut impl Store, backend: &str, state: XenbusState) -> Result<(), Error> {
+    store.write(&format!("{backend}/state"), state.number().to_string().as_bytes())
+}
+
 /// Where the device's parts stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parts {
     /// The state we wrote last.
     pub state: XenbusState,
-    /// The volume is open.
-    pub volume: bool,
+    /// What stands behind the device is there: a volume is open.
+    pub prepared: bool,
     /// The device will not be served as it is.
     pub refused: bool,
     /// What a worker does for it.
@@ -64,7 +107,7 @@ pub struct Parts {
 }
 
 /// What a worker does for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     /// Nothing; it holds nothing either.
     None,
@@ -83,21 +126,21 @@ pub enum Step {
     Wait,
     /// Nothing to do before this moment.
     WaitUntil(Instant),
-    /// Open the volume, or look again whether it can be opened.
-    OpenVolume,
+    /// Open what stands behind the device, or look again whether it can be opened.
+    Prepare,
     /// Publish what the frontend needs, then InitWait.
     Offer,
     /// Read what the frontend chose and have a worker connect.
     Connect,
-    /// Publish the disk, then Connected.
+    /// Publish what the device is, then Connected.
     Announce,
     /// Have the worker finish and let go.
     Disconnect,
     /// Write this state.
     Switch(XenbusState),
-    /// Remove our directory, let the volume go, forget the device.
+    /// Let go of what stands behind the device, remove our directory, forget the device.
     Remove,
-    /// The directory is gone already: let the volume go, forget the device.
+    /// The directory is gone already: let go, forget the device.
     Forget,
 }
 
@@ -120,13 +163,13 @@ pub fn next(seen: &Seen, parts: &Parts, now: Instant) -> Step {
             Service::None if !seen.online => Step::Remove,
             Service::None if parts.stopping || seen.frontend != Initialising => Step::Wait,
             Service::None if parts.refused => Step::Wait,
-            Service::None if !parts.volume => Step::OpenVolume,
+            Service::None if !parts.prepared => Step::Prepare,
             Service::None => Step::Offer,
         },
         _ if parts.service == Service::Draining => Step::Wait,
         Initialising | Unknown if asked => Step::Switch(Closed),
         Initialising | Unknown if seen.frontend == Unknown || parts.refused => Step::Wait,
-        Initialising | Unknown if !parts.volume => Step::OpenVolume,
+        Initialising | Unknown if !parts.prepared => Step::Prepare,
         Initialising | Unknown => Step::Offer,
         InitWait if parts.service == Service::None => {
             // Nothing is shared yet, so nobody has to be waited for.
@@ -172,7 +215,7 @@ mod tests {
     }
 
     fn parts(state: XenbusState, service: Service) -> Parts {
-        Parts { state, volume: true, refused: false, service, dwell: None, stopping: false }
+        Parts { state, prepared: true, refused: false, service, dwell: None, stopping: false }
     }
 
     fn step(seen: Seen, parts: Parts) -> Step {
@@ -181,8 +224,8 @@ mod tests {
 
     #[test]
     fn a_device_comes_up() {
-        let new = Parts { volume: false, ..parts(Initialising, Service::None) };
-        assert_eq!(step(seen(Initialising, true, Initialising), new), Step::OpenVolume);
+        let new = Parts { prepared: false, ..parts(Initialising, Service::None) };
+        assert_eq!(step(seen(Initialising, true, Initialising), new), Step::Prepare);
         assert_eq!(step(seen(Initialising, true, Initialising), parts(Initialising, Service::None)), Step::Offer);
         let waiting = parts(InitWait, Service::None);
         assert_eq!(step(seen(InitWait, true, Initialising), waiting), Step::Wait);
@@ -256,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_refused_device_stays_where_it_is_until_it_is_taken_away() {
-        let refused = Parts { refused: true, volume: false, ..parts(Initialising, Service::None) };
+        let refused = Parts { refused: true, prepared: false, ..parts(Initialising, Service::None) };
         assert_eq!(step(seen(Initialising, true, Initialising), refused), Step::Wait);
         assert_eq!(step(seen(Closing, false, Initialising), refused), Step::Switch(Closed));
     }
@@ -284,7 +327,7 @@ mod tests {
     #[test]
     fn a_directory_made_anew_is_another_device() {
         let anew = Seen { touched: false, ..seen(Initialising, true, Initialising) };
-        let waiting = Parts { volume: false, ..parts(Initialising, Service::None) };
+        let waiting = Parts { prepared: false, ..parts(Initialising, Service::None) };
         assert!(!anew.is_another(&waiting));
         assert!(anew.is_another(&Parts { refused: true, ..waiting }));
         assert!(anew.is_another(&parts(Connected, Service::Connected)));
