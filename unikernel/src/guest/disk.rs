@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blkback::proto::{SECTOR_SIZE, VDISK_READONLY};
 use frontend::blkfront::{Completion, Op, Properties, Queue, Refusal, Request, Status, Waker};
 
-use crate::nbd::{Command, Errno, Export, Info, Job, Ticket};
+use crate::nbd::{Batch, Command, Errno, Export, Info, Job, Ticket};
 
 /// A disk; it answers with errors once its queues have gone.
 pub struct Disk {
@@ -125,6 +125,7 @@ struct Serving {
     backlog: VecDeque<Job>,
     under_way: Vec<Option<UnderWay>>,
     free: Vec<usize>,
+    answers: Batch,
 }
 
 impl Serving {
@@ -137,6 +138,7 @@ impl Serving {
             backlog: VecDeque::new(),
             under_way: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
+            answers: Batch::default(),
         }
     }
 
@@ -158,6 +160,7 @@ impl Serving {
             self.queue.kick();
             if self.queue.reap(&mut done) > 0 {
                 done.drain(..).for_each(|completion| self.ended(completion));
+                self.answers.send();
                 continue;
             }
             if !self.queue.gate().is_open() && self.queue.in_flight() == 0 && self.backlog.is_empty() {
@@ -237,9 +240,9 @@ impl Serving {
             Status::Okay if fua => {
                 self.backlog.push_front(Job { command: Command::Flush, offset: 0, buffer, fua: false, ticket });
             }
-            Status::Okay => ticket.finish(Ok(()), buffer),
-            Status::Unsupported => ticket.finish(Err(Errno::Unsupported), buffer),
-            Status::Error => ticket.finish(Err(Errno::Io), buffer),
+            Status::Okay => ticket.finish_with(Ok(()), buffer, &mut self.answers),
+            Status::Unsupported => ticket.finish_with(Err(Errno::Unsupported), buffer, &mut self.answers),
+            Status::Error => ticket.finish_with(Err(Errno::Io), buffer, &mut self.answers),
         }
     }
 }

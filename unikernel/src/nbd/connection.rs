@@ -1,4 +1,4 @@
-//! One client: a thread that reads its requests, and one that writes the answers.
+//! One client: a thread that reads its requests, and one that sends answers which nobody else could.
 
 use std::io::{self, BufReader, Read};
 use std::os::unix::net::UnixStream;
@@ -23,17 +23,17 @@ pub fn serve(mut stream: UnixStream, number: u64, exports: &dyn Exports) -> io::
     let Some(export) = shake(&mut stream, exports)? else { return Ok(()) };
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
-    let replies = Arc::new(Replies::default());
-    let (mut out, answers) = (stream.try_clone()?, Arc::clone(&replies));
-    let writer = std::thread::Builder::new().name(format!("nbd-{number}-out")).spawn(move || {
-        answers.write_all(&mut out);
+    let replies = Arc::new(Replies::new(stream.try_clone()?));
+    let (out, answers) = (stream.try_clone()?, Arc::clone(&replies));
+    let sender = std::thread::Builder::new().name(format!("nbd-{number}-out")).spawn(move || {
+        answers.send_rest();
         // A reader that waits for a client who takes no answers would wait for ever.
         let _ = out.shutdown(std::net::Shutdown::Both);
     })?;
     let result = read_all(BufReader::with_capacity(64 << 10, stream), number, &*export, &replies);
     replies.finish();
-    if writer.join().is_err() {
-        tracing::error!("an NBD writer panicked");
+    if sender.join().is_err() {
+        tracing::error!("an NBD sender panicked");
     }
     result
 }

@@ -14,7 +14,7 @@ mod wire;
 
 use std::sync::Arc;
 
-pub use replies::{Ticket, ask};
+pub use replies::{Batch, Ticket, ask};
 pub use server::{Server, StartError};
 
 /// Largest read or write, bytes (what the protocol calls the maximum block size).

@@ -1,8 +1,15 @@
 //! What a connection owes its client: jobs under way, and answers on their way out.
+//!
+//! Whoever has answers sends them, as far as the socket takes them at once; only what is left over waits for a thread
+//! of the connection's own. So a batch of answers costs one system call and no change of threads.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
+use std::io::IoSlice;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno as Os;
+use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use super::{Command, Errno, Export, Job, MAX_REQUEST, wire};
 
@@ -10,18 +17,20 @@ use super::{Command, Errno, Export, Job, MAX_REQUEST, wire};
 const MAX_BYTES: usize = 2 * MAX_REQUEST as usize;
 /// Most jobs and answers, per connection.
 const MAX_JOBS: usize = 1024;
-/// Answers written at once.
-const BATCH: usize = 64;
+/// Answers sent at once.
+const AT_ONCE: usize = 64;
 /// Buffers kept for later, and the largest that is.
 const MAX_SPARE: usize = 64;
 const LARGEST_SPARE: usize = 1 << 20;
 
-/// Shared by the two threads of a connection and the tickets that are out.
+/// Shared by the threads of a connection and the tickets that are out.
 #[derive(Debug, Default)]
 pub struct Replies {
+    /// Without one somebody waits for the only answer.
+    stream: Option<UnixStream>,
     state: Mutex<State>,
-    /// An answer is there, or nothing will come any more.
-    answered: Condvar,
+    /// The connection's own thread has something to do.
+    called: Condvar,
     /// There is room for more jobs.
     room: Condvar,
 }
@@ -32,20 +41,40 @@ struct State {
     /// Jobs taken and answers not yet sent.
     jobs: usize,
     bytes: usize,
+    /// Somebody is sending, without the lock.
+    sending: bool,
+    /// The socket was full: the rest is for the connection's own thread.
+    overflow: bool,
     /// The client sends nothing more.
     finished: bool,
     /// Nobody reads answers.
     dead: bool,
+    sender_waits: bool,
+    reader_waits: bool,
     spare: Vec<Vec<u8>>,
+    /// What is being sent; here for its allocation.
+    batch: Vec<Reply>,
 }
 
 #[derive(Debug)]
 struct Reply {
     head: [u8; 16],
     data: Vec<u8>,
-    /// Whether the data goes out.
-    send: bool,
+    /// Bytes of `data` that go out.
+    len: usize,
+    /// Bytes that have gone out, the head's among them.
+    sent: usize,
     cost: usize,
+}
+
+impl Reply {
+    fn left(&self) -> usize {
+        self.head.len() + self.len - self.sent
+    }
+
+    fn is_sent(&self) -> bool {
+        self.left() == 0
+    }
 }
 
 /// The right, and the duty, to answer one request. One that is dropped answers with an I/O error.
@@ -58,42 +87,80 @@ pub struct Ticket {
     read: bool,
 }
 
+/// Answers that go out together.
+#[derive(Debug, Default)]
+pub struct Batch(Vec<Arc<Replies>>);
+
+impl Batch {
+    /// Sends them; what a client does not take at once follows later.
+    pub fn send(&mut self) {
+        self.0.drain(..).for_each(|replies| replies.send());
+    }
+}
+
 impl Ticket {
     /// A number that all jobs of one connection share.
     pub fn connection(&self) -> u64 {
         self.connection
     }
 
-    /// Answers. A read's data is sent from `buffer` if it ended well; otherwise the buffer is only given back.
+    /// Answers at once. A read's data is sent from `buffer` if it ended well; otherwise the buffer is only given back.
     pub fn finish(mut self, result: Result<(), Errno>, buffer: Vec<u8>) {
-        self.answer(result, buffer);
+        if let Some(replies) = self.answer(result, buffer) {
+            replies.send();
+        }
     }
 
-    fn answer(&mut self, result: Result<(), Errno>, data: Vec<u8>) {
-        let Some(replies) = self.replies.take() else { return };
-        let error = result.err().map_or(0, |errno| errno as u32);
-        let reply = Reply {
-            head: wire::simple_reply(error, self.cookie),
-            data,
-            send: self.read && result.is_ok(),
-            cost: self.cost,
-        };
-        let mut state = replies.lock();
-        state.queue.push_back(reply);
-        // The writer looks at everything each time it wakes: it sleeps only when there is nothing.
-        if state.queue.len() == 1 {
-            replies.answered.notify_one();
+    /// Answers with the rest of a batch.
+    pub fn finish_with(mut self, result: Result<(), Errno>, buffer: Vec<u8>, batch: &mut Batch) {
+        if let Some(replies) = self.answer(result, buffer)
+            && !batch.0.iter().any(|other| Arc::ptr_eq(other, &replies))
+        {
+            batch.0.push(replies);
         }
+    }
+
+    fn answer(&mut self, result: Result<(), Errno>, data: Vec<u8>) -> Option<Arc<Replies>> {
+        let replies = self.replies.take()?;
+        let error = result.err().map_or(0, |errno| errno as u32);
+        let len = if self.read && result.is_ok() { data.len() } else { 0 };
+        let head = wire::simple_reply(error, self.cookie);
+        replies.lock().queue.push_back(Reply { head, data, len, sent: 0, cost: self.cost });
+        Some(replies)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.answer(Err(Errno::Io), Vec::new());
+        if let Some(replies) = self.answer(Err(Errno::Io), Vec::new()) {
+            replies.send();
+        }
+    }
+}
+
+impl State {
+    /// A reply is gone, one way or another.
+    fn forget(&mut self, reply: Reply) {
+        self.jobs -= 1;
+        self.bytes -= reply.cost;
+        let capacity = reply.data.capacity();
+        if self.spare.len() < MAX_SPARE && (1..=LARGEST_SPARE).contains(&capacity) {
+            self.spare.push(reply.data);
+        }
+    }
+
+    /// There is nothing more to come.
+    fn is_over(&self) -> bool {
+        self.finished && self.jobs == 0
     }
 }
 
 impl Replies {
+    /// For a client at the other end of `stream`.
+    pub fn new(stream: UnixStream) -> Replies {
+        Replies { stream: Some(stream), ..Replies::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,8 +176,10 @@ impl Replies {
     ) -> Option<(Ticket, Vec<u8>)> {
         let mut state = self.lock();
         while !state.dead && state.jobs > 0 && (state.jobs >= MAX_JOBS || state.bytes + len > MAX_BYTES) {
+            state.reader_waits = true;
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.reader_waits = false;
         if state.dead {
             return None;
         }
@@ -129,40 +198,73 @@ impl Replies {
         Some((ticket, buffer))
     }
 
-    /// The client has said its last word: [`Replies::write_all`] ends with the last answer.
+    /// The client has said its last word: [`Replies::send_rest`] ends with the last answer.
     pub fn finish(&self) {
         self.lock().finished = true;
-        self.answered.notify_all();
+        self.called.notify_one();
     }
 
-    /// Sends answers until there will be no more, or the client cannot be reached.
-    pub fn write_all(&self, stream: &mut impl Write) {
-        let mut batch: Vec<Reply> = Vec::with_capacity(BATCH);
+    /// Sends what the socket takes at once.
+    fn send(&self) {
         let mut state = self.lock();
-        loop {
-            while state.queue.is_empty() && !(state.finished && state.jobs == 0) {
-                state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            if state.queue.is_empty() {
-                return;
-            }
-            let count = state.queue.len().min(BATCH);
-            batch.extend(state.queue.drain(..count));
-            let dead = state.dead;
-            drop(state);
-            let failed = !dead && send(stream, &batch).is_err();
-            state = self.lock();
-            state.dead |= failed;
-            for reply in batch.drain(..) {
-                state.jobs -= 1;
-                state.bytes -= reply.cost;
-                let keep = state.spare.len() < MAX_SPARE && reply.data.capacity() <= LARGEST_SPARE;
-                if keep && reply.data.capacity() > 0 {
-                    state.spare.push(reply.data);
-                }
-            }
-            self.room.notify_all();
+        if !state.sending && !state.overflow {
+            state = self.send_queue(state, SendFlags::DONTWAIT);
+            state.overflow = self.stream.is_some() && !state.queue.is_empty();
         }
+        // Without a stream the only answer is waited for.
+        let call = state.overflow || state.is_over() || self.stream.is_none();
+        if state.sender_waits && call {
+            self.called.notify_one();
+        }
+    }
+
+    /// Sends what is left over, as long as anything may come.
+    pub fn send_rest(&self) {
+        let mut state = self.lock();
+        while !state.is_over() {
+            if state.overflow && !state.sending {
+                state = self.send_queue(state, SendFlags::empty());
+                state.overflow = false;
+            } else {
+                state = self.wait(state);
+            }
+        }
+    }
+
+    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.sender_waits = true;
+        let mut state = self.called.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.sender_waits = false;
+        state
+    }
+
+    /// Sends until the queue is empty or, with `DONTWAIT`, the socket full.
+    fn send_queue<'a>(&'a self, mut state: MutexGuard<'a, State>, flags: SendFlags) -> MutexGuard<'a, State> {
+        let Some(stream) = &self.stream else { return state };
+        state.sending = true;
+        let mut batch = std::mem::take(&mut state.batch);
+        let mut full = false;
+        while !full && !state.queue.is_empty() {
+            let count = state.queue.len().min(AT_ONCE);
+            batch.extend(state.queue.drain(..count));
+            if !state.dead {
+                drop(state);
+                let sent = send(stream, &mut batch, flags);
+                state = self.lock();
+                full = sent == Err(Os::AGAIN);
+                state.dead |= sent.is_err() && !full;
+            }
+            while let Some(rest) = batch.pop_if(|reply| full && !reply.is_sent()) {
+                state.queue.push_front(rest);
+            }
+            batch.drain(..).for_each(|reply| state.forget(reply));
+            if state.reader_waits {
+                self.room.notify_one();
+            }
+        }
+        state.batch = batch;
+        state.sending = false;
+        state
     }
 }
 
@@ -174,32 +276,44 @@ pub fn ask(export: &dyn Export, command: Command) -> Result<(), Errno> {
     let replies = Arc::new(Replies::default());
     let (ticket, buffer) = replies.open(u64::MAX, 0, 0, false).ok_or(Errno::Io)?;
     export.submit(Job { command, offset: 0, buffer, fua: false, ticket });
-    replies.finish();
-    let mut answer = Vec::new();
-    replies.write_all(&mut answer);
-    if answer == wire::simple_reply(0, 0) { Ok(()) } else { Err(Errno::Io) }
+    let mut state = replies.lock();
+    loop {
+        match state.queue.pop_front() {
+            Some(reply) if reply.head == wire::simple_reply(0, 0) => return Ok(()),
+            Some(_) => return Err(Errno::Io),
+            None => state = replies.wait(state),
+        }
+    }
 }
 
-/// Writes a batch with as few calls as it takes.
-fn send(stream: &mut impl Write, batch: &[Reply]) -> io::Result<()> {
-    let mut slices = [IoSlice::new(&[]); 2 * BATCH];
-    let mut count = 0;
-    for reply in batch {
-        slices[count] = IoSlice::new(&reply.head);
-        count += 1;
-        if reply.send {
-            slices[count] = IoSlice::new(&reply.data);
-            count += 1;
+/// Sends a batch, or as much of it as fits, and notes how much it was.
+fn send(stream: &UnixStream, batch: &mut [Reply], flags: SendFlags) -> Result<(), Os> {
+    let flags = flags | SendFlags::NOSIGNAL;
+    loop {
+        let mut slices = [IoSlice::new(&[]); 2 * AT_ONCE];
+        let mut count = 0;
+        for reply in batch.iter() {
+            let head = reply.sent.min(reply.head.len());
+            for part in [&reply.head[head..], &reply.data[reply.sent - head..reply.len]] {
+                if !part.is_empty() {
+                    slices[count] = IoSlice::new(part);
+                    count += 1;
+                }
+            }
         }
-    }
-    let mut left = &mut slices[..count];
-    while !left.is_empty() {
-        match stream.write_vectored(left) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut left, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        if count == 0 {
+            return Ok(());
+        }
+        let mut left = match rustix::net::sendmsg(stream, &slices[..count], &mut SendAncillaryBuffer::default(), flags)
+        {
+            Ok(sent) => sent,
+            Err(Os::INTR) => 0,
             Err(error) => return Err(error),
+        };
+        for reply in batch.iter_mut() {
+            let part = left.min(reply.left());
+            reply.sent += part;
+            left -= part;
         }
     }
-    Ok(())
 }
