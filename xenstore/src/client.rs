@@ -134,6 +134,9 @@ impl Client {
 
     /// An event that is here already, without looking at the connection.
     pub fn queued_event(&mut self) -> Option<WatchEvent> {
+        // Events that were read together with an answer may lie in the input still; answers that nobody waits for
+        // any more go, and a broken protocol is for the next request to tell.
+        while let Ok(Some(_)) = self.message() {}
         let event = self.events.pop_front()?;
         self.queued.remove(&event);
         Some(event)

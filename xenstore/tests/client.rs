@@ -60,7 +60,10 @@ fn answers_of_others_and_events_in_between_are_put_where_they_belong() {
     while let Some(event) = client.queued_event() {
         paths.push(event.path);
     }
-    paths.extend(client.next_event(Some(Duration::from_secs(1))).unwrap().map(|event| event.path));
+    // Whether the last one was read together with the answer is up to the kernel.
+    if paths.len() == 2 {
+        paths.extend(client.next_event(Some(Duration::from_secs(1))).unwrap().map(|event| event.path));
+    }
     assert_eq!(paths, ["/a", "/b", "/c"], "each, in order, and none twice");
 }
 

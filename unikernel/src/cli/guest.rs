@@ -8,12 +8,9 @@ use clap::{Args, ValueEnum};
 use frontend::blkfront::Options;
 use grant::embedded::RegisterError;
 
-use super::{FAILED, Failure, MISSING, Outcome, USAGE, from_environment};
+use super::{BUSY, FAILED, Failure, MISSING, Outcome, USAGE, from_environment};
 use crate::guest::{Guest, GuestError};
 use crate::nbd::StartError;
-
-/// Exit code: somebody else has it.
-const BUSY: i32 = 5;
 
 /// Arguments of `windsor guest`.
 #[derive(Args, Debug)]
