@@ -164,6 +164,21 @@ fn what_cannot_be_served_is_one_line() {
     bench.is_clean();
 }
 
+#[test]
+fn io_uring_that_cannot_be_had_is_one_line_with_the_fix() {
+    let bench = Bench::new();
+    let demo = bench.demo(&[]);
+    // Of the ways to be without one, this is the one that a process can choose for itself.
+    let mut command = Command::new("prlimit");
+    command.arg("--memlock=0:0").env("TMPDIR", bench.path("tmp"));
+    if rustix::process::geteuid().is_root() {
+        command.args(["setpriv", "--bounding-set", "-ipc_lock"]);
+    }
+    let ended = run(command.arg(demo.get_program()).args(demo.get_args()));
+    assert!(ended.refused(3).contains("raise ulimit -l"), "{ended:?}");
+    bench.is_clean();
+}
+
 /// A demo that has come as far as its loads.
 fn loaded(bench: &Bench, args: &[&str]) -> (Child, u32) {
     let mut command = bench.demo_of("60", args);

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags, fallocate, fstatfs, ioctl_blksszget, statx};
@@ -21,6 +21,8 @@ pub struct Image {
     pub path: PathBuf,
     /// Bytes.
     pub size: u64,
+    /// Bytes that the file system holds for it, where that is fewer: the rest is read without a disk.
+    pub allocated: Option<u64>,
     /// Why it is served through the page cache; none when it is not.
     pub buffered: Option<&'static str>,
     /// The guest may not write.
@@ -54,7 +56,8 @@ impl Image {
         }
         let path = std::path::absolute(path).map_err(|error| wrong(FAILED, error.to_string()))?;
         let buffered = buffered(&path, &file);
-        Ok(Image { path, size, buffered, read_only: true })
+        let allocated = Some(metadata.blocks() * 512).filter(|&bytes| kind.is_file() && bytes < size);
+        Ok(Image { path, size, allocated, buffered, read_only: true })
     }
 
     /// A new one of `size` bytes in `$TMPDIR`, all of it allocated. It is gone when the second value is dropped.
@@ -80,7 +83,7 @@ impl Image {
         }
         let buffered = buffered(made.path(), made.as_file());
         let path = made.path().to_owned();
-        Ok((Image { path, size, buffered, read_only: false }, made.into_temp_path()))
+        Ok((Image { path, size, allocated: None, buffered, read_only: false }, made.into_temp_path()))
     }
 
     /// `[[volume]]` for the configuration of the service VM, as volume `name`.

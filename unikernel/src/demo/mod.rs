@@ -133,6 +133,7 @@ impl Demo {
             disk: DiskReport {
                 path: self.disk.as_ref().map(|path| path.display().to_string()),
                 bytes: image.size,
+                allocated: image.allocated,
                 read_only: image.read_only,
                 direct: image.buffered.is_none(),
                 buffered_because: image.buffered.map(str::to_owned),

@@ -29,6 +29,9 @@ pub struct DiskReport {
     pub path: Option<String>,
     /// Its size.
     pub bytes: u64,
+    /// What the file system holds of a file with holes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<u64>,
     /// The guest may not write.
     pub read_only: bool,
     /// Past the page cache.
@@ -181,7 +184,7 @@ impl Phase {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DiskReport { path, bytes, direct, buffered_because, .. } = &self.disk;
+        let DiskReport { path, bytes, allocated, direct, buffered_because, .. } = &self.disk;
         let name = path.as_deref().unwrap_or("a scratch image");
         let access = if self.disk.read_only { "read-only" } else { "read-write" };
         let how = match (direct, buffered_because) {
@@ -189,7 +192,10 @@ impl fmt::Display for Report {
             (false, Some(why)) => format!("buffered I/O ({why})"),
             (false, None) => "buffered I/O".to_owned(),
         };
-        writeln!(f, "disk       {name}, {}, {access}, {how}", size(*bytes))?;
+        let holes = allocated.map_or(String::new(), |bytes| {
+            format!(", {} of it allocated (holes are read without the disk)", size(bytes))
+        });
+        writeln!(f, "disk       {name}, {}{holes}, {access}, {how}", size(*bytes))?;
         writeln!(f, "data path  {}", self.data_path)?;
         match &self.verify {
             Verify::Sha256 { equal, file, guest, seconds, .. } => {
@@ -234,6 +240,7 @@ fn size(bytes: u64) -> String {
     match bytes {
         b if b.is_multiple_of(1 << 30) => format!("{} GiB", b >> 30),
         b if b.is_multiple_of(1 << 20) => format!("{} MiB", b >> 20),
+        b if b >= 1 << 24 => format!("{} MiB", b >> 20),
         b => format!("{b} bytes"),
     }
 }
@@ -265,13 +272,25 @@ mod tests {
         assert_eq!(phase.name, "4 KiB random reads, depth 32");
         let report = Report {
             schema_version: 1,
-            disk: DiskReport { path: None, bytes: 1 << 30, read_only: false, direct: true, buffered_because: None },
+            disk: DiskReport {
+                path: None,
+                bytes: 1 << 30,
+                allocated: Some(1 << 20),
+                read_only: false,
+                direct: true,
+                buffered_because: None,
+            },
             data_path: "arena".into(),
             verify: verify(None),
             phases: vec![phase],
         };
         let text = report.to_string();
-        assert!(text.contains("1 GiB") && text.contains("direct I/O") && text.contains("IOPS"), "{text}");
+        assert!(
+            text.contains("1 GiB, 1 MiB of it allocated (holes are read without the disk)")
+                && text.contains("direct I/O")
+                && text.contains("IOPS"),
+            "{text}"
+        );
         assert_eq!(serde_json::to_value(&report).unwrap()["schema_version"], 1);
     }
 }
