@@ -45,8 +45,10 @@ pub struct Device {
     pub meter: Option<(OwnedFd, Meter)>,
     /// Copies of its queues' journals, for whoever comes after its worker.
     pub journals: Vec<OwnedFd>,
-    /// InitWait is kept up until then.
+    /// A state that the toolstack must have time to see, InitWait or the last Closed, is kept up until then.
     pub dwell: Option<Instant>,
+    /// The toolstack has asked for its end.
+    pub unwanted: bool,
     /// This directory has been in InitWait before.
     pub offered: bool,
     /// It will not be served as it is.
@@ -81,6 +83,7 @@ impl Device {
             meter: None,
             journals: Vec::new(),
             dwell: None,
+            unwanted: false,
             offered: state != XenbusState::Initialising,
             refused: false,
             busy: false,

@@ -54,6 +54,12 @@ impl Supervisor {
                 device.refused = false;
             }
             let now = Instant::now();
+            let dwell = self.config.backend.dwell();
+            if !seen.online && !device.unwanted {
+                // A device that closed long ago is asked for like any other: the toolstack starts to look now.
+                device.unwanted = true;
+                device.dwell = Some(now + dwell);
+            }
             let parts = device.parts(stopping);
             let another = seen.is_another(&parts);
             let seen = if another { seen.gone() } else { seen };
@@ -75,6 +81,9 @@ impl Supervisor {
                 Step::Switch(state) => {
                     backend::switch(&mut self.store, &name.backend(), state)?;
                     device.state = state;
+                    if state == XenbusState::Closed {
+                        device.dwell = Some(now + dwell);
+                    }
                 }
                 Step::Remove => {
                     // The toolstack takes the end of the directory for the end of our hold on the volume.

@@ -100,7 +100,7 @@ pub struct Parts {
     pub refused: bool,
     /// What a worker does for it.
     pub service: Service,
-    /// InitWait is kept up until then.
+    /// A state that the toolstack must have time to see, InitWait or the last Closed, is kept up until then.
     pub dwell: Option<Instant>,
     /// We are ending.
     pub stopping: bool,
@@ -160,7 +160,12 @@ pub fn next(seen: &Seen, parts: &Parts, now: Instant) -> Step {
         Closed => match parts.service {
             Service::Draining => Step::Wait,
             Service::Connecting | Service::Connected => Step::Disconnect,
-            Service::None if !seen.online => Step::Remove,
+            // libxl waits for Closed and takes a directory that is gone by then for a failure.
+            Service::None if !seen.online && in_store != Closed => Step::Switch(Closed),
+            Service::None if !seen.online => match parts.dwell {
+                Some(dwell) if now < dwell => Step::WaitUntil(dwell),
+                _ => Step::Remove,
+            },
             Service::None if parts.stopping || seen.frontend != Initialising => Step::Wait,
             Service::None if parts.refused => Step::Wait,
             Service::None if !parts.prepared => Step::Prepare,
@@ -257,6 +262,16 @@ mod tests {
         assert_eq!(step(seen(Closing, false, Closed), parts(Closing, Service::Draining)), Step::Wait);
         assert_eq!(step(seen(Closing, false, Closed), parts(Closing, Service::None)), Step::Switch(Closed));
         assert_eq!(step(seen(Closed, false, Closed), parts(Closed, Service::None)), Step::Remove);
+    }
+
+    #[test]
+    fn the_toolstack_sees_closed_before_the_directory_goes() {
+        let now = Instant::now();
+        let dwell = now + Duration::from_millis(500);
+        let closed = Parts { dwell: Some(dwell), ..parts(Closed, Service::None) };
+        assert_eq!(next(&seen(Closing, false, Unknown), &closed, now), Step::Switch(Closed));
+        assert_eq!(next(&seen(Closed, false, Unknown), &closed, now), Step::WaitUntil(dwell));
+        assert_eq!(next(&seen(Closed, false, Unknown), &closed, dwell), Step::Remove);
     }
 
     #[test]
