@@ -52,7 +52,7 @@ on_reboot="destroy"
 on_crash="destroy"
 EOF
     xl create "/run/lab/$name.cfg" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
-    wait_for 60 up_or_gone "$name" said "$name" "@@ ready" && said "$name" "@@ ready" || fail "guest $name does not come up"
+    wait_for 120 up_or_gone "$name" said "$name" "@@ ready" && said "$name" "@@ ready" || fail "guest $name does not come up"
 }
 
 # tell NAME SECONDS COMMAND...: has the guest's init run a command, and waits for its end. Fails with what the guest said.
@@ -85,9 +85,22 @@ attach() {
     xl block-attach "$1" "$2" || fail "xl block-attach $1 '$2' failed: $(tail -1 /run/lab/case.log)"
 }
 
+# clean_xl COMMAND ARGUMENT...: xl ends a command with 0 even if it had to tear nodes down by itself; its complaints tell.
+clean_xl() {
+    local status=0
+    xl -vvv -T "$@" 2>/run/lab/xl.err || status=$?
+    cat /run/lab/xl.err
+    [ $status = 0 ] && ! grep -q 'libxl: error' /run/lab/xl.err || fail "xl $*: exit code $status, $(grep -m 1 error /run/lab/xl.err)"
+}
+
 # detach GUEST VDEV
 detach() {
-    xl block-detach "$1" "$2" || fail "xl block-detach $1 $2 failed: $(tail -1 /run/lab/case.log)"
+    clean_xl block-detach "$1" "$2"
+}
+
+# destroy GUEST
+destroy() {
+    clean_xl destroy "$1"
 }
 
 # Ends every domain except dom0: those that are not a service VM first.

@@ -30,7 +30,7 @@ snapshot() {
     echo "--- xl list"
     xl list
     echo "--- xenstore"
-    xenstore-ls -f /local/domain
+    xenstore-ls -f /local/domain | grep -E "/(name|vbd|data|error)"
     echo "--- xl dmesg"
     xl dmesg -c | tail -n 60
     echo "--- dom0 dmesg"

@@ -6,7 +6,7 @@ service() {
     shift
     touch "/run/lab/service.$name"
     xl create "/images/service-$name/$name.cfg" "$@" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
-    wait_for 60 up_or_gone "$name" is_ready "$name" && is_ready "$name" ||
+    wait_for 120 up_or_gone "$name" is_ready "$name" && is_ready "$name" ||
         fail "service VM $name does not become ready: $(tail -n 3 "$CONSOLES/guest-$name.log" | tr '\r\n' '  ')"
 }
 
@@ -48,20 +48,20 @@ two_guests() {
     guest g2 6.12 "$(volume "$vm" log)"
     one=$(domid g1) two=$(domid g2)
     begin g1 everything xvda
-    tell g2 120 everything xvda
-    ended g1 120
+    tell g2 300 everything xvda
+    ended g1 300
     note "data path: guest 6.1 $(device "$vm" g1 xvda path), guest 6.12 $(device "$vm" g2 xvda path)"
     [ "$(grants "$one" "$id")" -gt 0 ] || echo "no grant is mapped while both ends are connected"
-    tell g1 60 pattern_write xvda
+    tell g1 180 pattern_write xvda
     detach g1 xvda
-    tell g1 20 gone xvda
-    wait_for 10 no_grants "$one" "$id" || fail "$(grants "$one" "$id") grants of the guest are still mapped after the detach"
+    tell g1 60 gone xvda
+    wait_for 30 no_grants "$one" "$id" || fail "$(grants "$one" "$id") grants of the guest are still mapped after the detach"
     attach g1 "$(volume "$vm" db)"
-    tell g1 60 pattern_read xvda
+    tell g1 180 pattern_read xvda
     begin g2 load xvda
     sleep 1
-    xl destroy g2 || fail "xl destroy of a guest under I/O failed"
-    wait_for 10 no_grants "$two" "$id" || fail "$(grants "$two" "$id") grants of a dead guest are still mapped"
-    tell g1 60 random xvda
-    xl destroy g1
+    destroy g2
+    wait_for 30 no_grants "$two" "$id" || fail "$(grants "$two" "$id") grants of a dead guest are still mapped"
+    tell g1 180 random xvda
+    destroy g1
 }

@@ -6,7 +6,7 @@ DOM0_MEMORY=1280
 
 # boot GROUP CPUS SECONDS CASE...: boots, runs the cases, prints a line for each. Logs go to $LAB/logs/GROUP.
 boot() {
-    local group=$1 cpus=$2 limit=$3 log=$LAB/logs/$1 case started qemu shown=0
+    local group=$1 cpus=$2 limit=$3 log=$LAB/logs/$1 case started qemu
     shift 3
     rm -rf "$log" "$LAB/build/boot"
     mkdir -p "$log" "$LAB/build/boot/lab/cases"
@@ -22,6 +22,7 @@ boot() {
 
     say "boot $group: $cpus CPU(s), at most $limit s, log $log/serial.log"
     started=$SECONDS
+    SHOWN=0
     # Relative paths: QEMU and multiboot give a meaning to blanks and commas in them.
     (cd "$LAB/build" && exec qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu qemu64,+svm,+npt -smp "$cpus" -m $MACHINE_MEMORY \
         -display none -monitor none -net none -no-reboot -serial "file:../logs/$group/serial.log" -kernel xen \
@@ -31,14 +32,13 @@ boot() {
     QEMU_PID=$qemu
     while kill -0 $qemu 2>/dev/null && [ $((SECONDS - started)) -lt "$limit" ]; do
         sleep 1
-        report "$log" "$shown"
-        shown=$(results "$log" | wc -l)
+        report "$log"
         grep -aq '^@@ lab end' "$log/serial.log" 2>/dev/null && sleep 3 && break
     done
     kill -KILL $qemu 2>/dev/null
     wait $qemu 2>/dev/null
     QEMU_PID=
-    report "$log" "$shown"
+    report "$log"
     for case; do
         results "$log" | grep -q "^$case " && continue
         result "$case" FAIL "$((SECONDS - started))" "no result from boot $group: $(last_words "$log")"
@@ -51,12 +51,13 @@ results() {
     tr -d '\r' <"$1/serial.log" 2>/dev/null | sed -n 's/^.*@@ case \([^ ]* \(PASS\|FAIL\|SKIP\) .*\)$/\1/p'
 }
 
-# report LOG SHOWN: prints the results after the first SHOWN ones.
+# report LOG: prints the results that have come since the last call.
 report() {
     local case verdict seconds detail
     while read -r case verdict seconds detail; do
         result "$case" "$verdict" "$seconds" "$detail"
-    done < <(results "$1" | tail -n +$(($2 + 1)))
+        SHOWN=$((SHOWN + 1))
+    done < <(results "$1" | tail -n +$((SHOWN + 1)))
 }
 
 last_words() {
