@@ -22,6 +22,14 @@ up_or_gone() {
     "$@" || ! xl domid "$name"
 }
 
+# clean_xl COMMAND ARGUMENT...: xl sometimes ends a command with 0 even if it had to tear nodes down by itself; its complaints tell.
+clean_xl() {
+    local status=0
+    xl -vvv -T "$@" 2>/run/lab/xl.err || status=$?
+    cat /run/lab/xl.err
+    [ $status = 0 ] && ! grep -q 'libxl: error' /run/lab/xl.err || fail "xl $*: exit code $status, $(grep -m 1 error /run/lab/xl.err)"
+}
+
 # domid NAME
 domid() {
     xl domid "$1"
@@ -51,7 +59,7 @@ on_poweroff="destroy"
 on_reboot="destroy"
 on_crash="destroy"
 EOF
-    xl create "/run/lab/$name.cfg" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
+    clean_xl create "/run/lab/$name.cfg"
     wait_for 120 up_or_gone "$name" said "$name" "@@ ready" && said "$name" "@@ ready" || fail "guest $name does not come up"
 }
 
@@ -82,15 +90,7 @@ ended() {
 
 # attach GUEST SPEC: a disk for a running guest; xl waits for the backend, we wait for the guest to see it.
 attach() {
-    xl block-attach "$1" "$2" || fail "xl block-attach $1 '$2' failed: $(tail -1 /run/lab/case.log)"
-}
-
-# clean_xl COMMAND ARGUMENT...: xl ends a command with 0 even if it had to tear nodes down by itself; its complaints tell.
-clean_xl() {
-    local status=0
-    xl -vvv -T "$@" 2>/run/lab/xl.err || status=$?
-    cat /run/lab/xl.err
-    [ $status = 0 ] && ! grep -q 'libxl: error' /run/lab/xl.err || fail "xl $*: exit code $status, $(grep -m 1 error /run/lab/xl.err)"
+    clean_xl block-attach "$1" "$2"
 }
 
 # detach GUEST VDEV

@@ -37,11 +37,11 @@ snapshot() {
     dmesg -c | tail -n 30
 }
 
-# Everything that helps to understand a case, on the serial line, which becomes its log.
+# What helps to understand a case, on the serial line, which becomes its log: the consoles, and of a failed one the trace.
 dump() {
     local file
     echo "@@ log $1 begin"
-    cat /run/lab/case.log
+    [ "$2" = PASS ] || cat /run/lab/case.log
     for file in /var/log/xen/console/*.log; do
         [ -e "$file" ] || continue
         echo "--- console of $(basename "$file" .log)"
@@ -72,7 +72,7 @@ run_case() {
     77) verdict=SKIP ;;
     *) verdict=FAIL ;;
     esac
-    dump "$name"
+    dump "$name" $verdict
     echo "@@ case $name $verdict $(awk -v a="$start" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }') $(cat /run/lab/cause)"
 }
 

@@ -5,7 +5,7 @@ service() {
     local name=$1
     shift
     touch "/run/lab/service.$name"
-    xl create "/images/service-$name/$name.cfg" "$@" || fail "xl create $name failed: $(tail -1 /run/lab/case.log)"
+    clean_xl create "/images/service-$name/$name.cfg" "$@"
     wait_for 120 up_or_gone "$name" is_ready "$name" && is_ready "$name" ||
         fail "service VM $name does not become ready: $(tail -n 3 "$CONSOLES/guest-$name.log" | tr '\r\n' '  ')"
 }
