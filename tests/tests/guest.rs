@@ -122,7 +122,7 @@ fn a_socket_that_cannot_be_is_one_line() {
 fn installed(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok_and(|it| it.status.success());
     if !found {
-        eprintln!("skipped: {program} is not installed");
+        tests::skip::skip(&format!("guest-{program}"), "it is not installed");
     }
     found
 }
