@@ -65,3 +65,29 @@ two_guests() {
     tell g1 180 random xvda
     destroy g1
 }
+
+# kill -9 of a worker under fio: its disk is called failed, no grant of its guest stays mapped, the other guest does not notice, the
+# disk can be detached although its guest waits for it, and the volume is served again. The service VM has to be one with the agent.
+worker_killed() {
+    local vm=$1 id one path reason
+    service "$vm"
+    guest g1 6.1 "$(volume "$vm" db)"
+    guest g2 6.12 "$(volume "$vm" log)"
+    id=$(domid "$vm") one=$(domid g1)
+    path=$(device "$vm" g1 xvda path)
+    tell g2 180 pattern_write xvda
+    begin g1 load xvda
+    sleep 2
+    tell "$vm" 60 kill_worker 1
+    wait_for 45 has_phase "$vm" g1 xvda failed || fail "the disk of a killed worker is in phase $(device "$vm" g1 xvda phase)"
+    reason=$(device "$vm" g1 xvda reason)
+    [ -n "$reason" ] || fail "a failed disk without a reason"
+    wait_for 30 no_grants "$one" "$id" || fail "$(grants "$one" "$id") grants of the guest are still mapped after the fence"
+    tell g2 180 pattern_read xvda
+    tell g2 180 random xvda
+    detach g1 xvda
+    destroy g1
+    guest g3 6.1 "$(volume "$vm" db)"
+    tell g3 180 random xvda
+    note "$path: $reason"
+}
