@@ -4,8 +4,8 @@ BB_LIBS=usr/lib/x86_64-linux-gnu:lib/x86_64-linux-gnu
 
 # pack TREE FILE: one uncompressed archive (unpacking a compressed one costs emulated seconds).
 pack() {
-    (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio --quiet -0 -o -H newc -R 0:0) >"$2.new"
-    mv "$2.new" "$2"
+    (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio --quiet -0 -o -H newc -R 0:0) >"$2.new" && mv "$2.new" "$2" ||
+        die "cannot write $2: is the disk full?"
 }
 
 # skeleton TREE: directories, busybox and its applets, /dev/console.
