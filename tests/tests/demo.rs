@@ -187,7 +187,13 @@ fn loaded(bench: &Bench, args: &[&str]) -> (Child, u32) {
     let guest = eventually("a guest", || children(demo.id(), "guest").first().copied());
     let service = eventually("a service VM", || children(demo.id(), "serve").first().copied());
     let supervisor = eventually("a supervisor", || children(service, "supervisor").first().copied());
-    eventually("a worker", || children(supervisor, "worker").first().copied());
+    let worker = eventually("a worker", || children(supervisor, "worker").first().copied());
+    // It has used the processor for a tenth of a second: attached long ago, and busy.
+    eventually("a load", || {
+        let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).ok()?;
+        let ticks: u64 = stat.rsplit(')').next()?.split_whitespace().skip(11).take(2).flat_map(str::parse::<u64>).sum();
+        (ticks >= 10).then_some(())
+    });
     (demo, guest)
 }
 
@@ -249,6 +255,8 @@ fn a_part_that_dies_ends_the_demo() {
         let ended = rig::Ended::from(demo.wait_with_output().unwrap());
         assert_eq!(ended.code, Some(1), "{part}: {ended:?}");
         assert!(ended.out.is_empty() && ended.err.lines().count() == 1, "{part}: {ended:?}");
+        // The worker of a service VM that was killed is nobody's child to wait for.
+        eventually("everything has ended", || bench.processes().is_empty().then_some(()));
         bench.is_clean();
     }
 }
