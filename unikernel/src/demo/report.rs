@@ -131,7 +131,7 @@ pub struct Phase {
     pub p50_us: f64,
     /// 99 of 100 reads took at most this.
     pub p99_us: f64,
-    /// The backend's counters, divided by the reads it counted.
+    /// The backend's counters, divided by the guest's reads.
     pub per_io: PerIo,
 }
 
