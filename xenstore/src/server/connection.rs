@@ -1,4 +1,4 @@
-//! One client: bytes in, bytes out, its watches and transactions.
+//! One client: bytes in, bytes out, its transactions.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -9,26 +9,34 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::transaction::Overlay;
 use super::watch::{Event, Told, Watches};
-use crate::wire::{HEADER, Header, MessageType, PAYLOAD_MAX, message};
+use crate::wire::{ErrorName, HEADER, Header, MessageType, PAYLOAD_MAX, message};
+
+/// Bytes of answers that a client may leave unread before its requests wait.
+const UNREAD: usize = 32 << 10;
 
 /// A client.
 pub struct Connection {
     /// The socket.
     pub fd: OwnedFd,
+    /// Its number in this daemon.
+    pub number: u64,
     /// Who it is.
     pub domid: u16,
-    /// Its watches.
-    pub watches: Watches,
     /// Its open transactions.
     pub transactions: HashMap<u32, Overlay>,
     /// Number of the last transaction.
     pub last_transaction: u32,
     /// What its entry in the epoll set asks for.
     pub armed: EventFlags,
+    /// Its domain has written too much: its requests wait for the time to pass.
+    pub held: bool,
     input: Vec<u8>,
     /// Bytes of the input that were taken already.
     taken: usize,
     output: VecDeque<u8>,
+    /// Where the answers in the output end, counted from the first byte ever sent.
+    answers: VecDeque<u64>,
+    sent: u64,
     /// Events that wait behind unread output; each only once.
     waiting: VecDeque<Event>,
     known: HashSet<Event>,
@@ -43,17 +51,20 @@ pub struct Gone;
 
 impl Connection {
     /// A fresh one.
-    pub fn new(fd: OwnedFd, domid: u16) -> Connection {
+    pub fn new(fd: OwnedFd, number: u64, domid: u16) -> Connection {
         Connection {
             fd,
+            number,
             domid,
-            watches: Watches::default(),
             transactions: HashMap::new(),
             last_transaction: 0,
             armed: EventFlags::IN,
+            held: false,
             input: Vec::new(),
             taken: 0,
             output: VecDeque::new(),
+            answers: VecDeque::new(),
+            sent: 0,
             waiting: VecDeque::new(),
             known: HashSet::new(),
             waiting_bytes: 0,
@@ -93,35 +104,43 @@ impl Connection {
     }
 
     /// A whole request is here already, or something that will never be one.
-    pub fn has_request(&self) -> bool {
+    fn has_request(&self) -> bool {
         let input = &self.input[self.taken..];
         let len = input.first_chunk::<HEADER>().map(|header| Header::decode(header).len as usize);
         len.is_some_and(|len| len > PAYLOAD_MAX || input.len() >= HEADER + len)
     }
 
-    /// Answers a request. A payload that does not fit the wire was checked for before.
-    pub fn answer(&mut self, to: &Header, kind: u32, payload: &[u8]) {
-        if let Some(bytes) = message(kind, to.request, to.transaction, &[payload]) {
+    /// Answers a request; a payload that does not fit the wire is the error that says so.
+    pub fn answer(&mut self, to: &Header, result: &Result<Vec<u8>, ErrorName>) {
+        let error = |error: &ErrorName| (MessageType::Error as u32, format!("{error}\0").into_bytes());
+        let (kind, payload) = match result {
+            Ok(payload) if payload.len() <= PAYLOAD_MAX => (to.kind, payload.clone()),
+            Ok(_) => error(&ErrorName::E2big),
+            Err(name) => error(name),
+        };
+        if let Some(bytes) = message(kind, to.request, to.transaction, &[&payload]) {
             self.output.extend(bytes);
+            self.answers.push_back(self.sent + self.output.len() as u64);
         }
     }
 
     /// Tells an event; one that waits already is not told twice. When more than `most` bytes of them wait, each is
     /// replaced by one that names its watch: the client looks at all of that again, and has lost nothing.
-    pub fn tell(&mut self, (event, instead): Told, most: usize) {
+    pub fn tell(&mut self, told: Told, most: usize, watches: &Watches) {
         if self.output.is_empty() && self.waiting.is_empty() {
-            self.put_event(&event);
+            self.put_event(&told.event);
             return;
         }
-        if !self.merged && self.waiting_bytes + event.len() > most {
+        if !self.merged && self.waiting_bytes + told.event.len() > most {
             self.merged = true;
             let waiting = std::mem::take(&mut self.waiting);
             self.known.clear();
             self.waiting_bytes = 0;
-            let instead: Vec<Event> = waiting.iter().flat_map(|event| self.watches.instead_of(event)).collect();
+            let instead = waiting.iter().flat_map(|event| watches.instead_of(self.number, event));
+            let instead: Vec<Event> = instead.collect();
             instead.into_iter().for_each(|event| self.wait(event));
         }
-        self.wait(if self.merged { instead } else { event });
+        self.wait(if self.merged { told.instead } else { told.event });
     }
 
     fn wait(&mut self, event: Event) {
@@ -132,8 +151,8 @@ impl Connection {
     }
 
     /// Forgets events that no watch would fire any more: none may come after the answer to an UNWATCH.
-    pub fn unwatched(&mut self) {
-        self.waiting.retain(|event| self.watches.covers(event));
+    pub fn unwatched(&mut self, watches: &Watches) {
+        self.waiting.retain(|event| watches.covers(self.number, event));
         self.known = self.waiting.iter().cloned().collect();
         self.waiting_bytes = self.waiting.iter().map(Event::len).sum();
     }
@@ -152,12 +171,16 @@ impl Connection {
             while !self.output.is_empty() {
                 let (first, _) = self.output.as_slices();
                 match send(&self.fd, first, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                    Ok(count) => drop(self.output.drain(..count)),
+                    Ok(count) => {
+                        self.output.drain(..count);
+                        self.sent += count as u64;
+                    }
                     Err(Errno::AGAIN) => return Ok(()),
                     Err(Errno::INTR) => {}
                     Err(_) => return Err(Gone),
                 }
             }
+            self.answers.clear();
             let Some(event) = self.waiting.pop_front() else {
                 self.merged = false;
                 return Ok(());
@@ -170,22 +193,24 @@ impl Connection {
 
     /// Bytes the client has not taken.
     pub fn unread(&self) -> usize {
-        self.output.len()
+        self.output.len() + self.waiting_bytes
+    }
+
+    /// It has to read answers before its next request is looked at; `most` of them may wait.
+    pub fn is_behind(&mut self, most: usize) -> bool {
+        let sent = self.sent;
+        let read = self.answers.iter().take_while(|end| **end <= sent).count();
+        self.answers.drain(..read);
+        self.answers.len() >= most.max(1) || self.output.len() >= UNREAD
     }
 
     /// What makes sense to wait for: requests while answers are read, room while something waits to be sent.
-    pub fn wants(&self, most_unread: usize) -> EventFlags {
+    pub fn wants(&mut self, most_answers: usize) -> EventFlags {
+        let (behind, request) = (self.is_behind(most_answers), self.has_request());
         let mut flags = EventFlags::empty();
-        flags.set(EventFlags::IN, self.unread() < most_unread && !self.has_request());
-        // A whole request that waits for its turn must not wait for more bytes.
-        flags.set(EventFlags::OUT, self.unread() > 0 || self.has_request());
+        flags.set(EventFlags::IN, !behind && !request && !self.held);
+        // A whole request that waits for its turn must not wait for more bytes; one that is held has its own time.
+        flags.set(EventFlags::OUT, !self.output.is_empty() || request && !behind && !self.held);
         flags
-    }
-
-    /// All watches and transactions end, and the events that wait with them.
-    pub fn reset(&mut self) {
-        self.watches.clear();
-        self.transactions.clear();
-        self.unwatched();
     }
 }

@@ -1,24 +1,23 @@
 //! One request: which operation it is, on the store or in a transaction, and what the answer is.
 
-use std::collections::BTreeSet;
-
 use super::connection::Connection;
+use super::control;
+use super::domains::Domains;
 use super::operations::{self as op, Caller, canonical};
-use super::quota::Limits;
 use super::transaction::{Inside, Overlay};
-use super::tree::{Change, Tree, View};
-use super::watch::Event;
+use super::tree::{Change, Look, Tree, View};
+use super::watch::{Event, Watches, Wish};
 use crate::Permission;
 use crate::wire::{ErrorName, Header, MessageType, PAYLOAD_MAX};
 
-/// What the store knows beside its nodes.
+/// What the daemon knows beside its sockets.
 pub struct State {
     /// The nodes.
     pub tree: Tree,
-    /// Domains that are there.
-    pub introduced: BTreeSet<u16>,
-    /// Limits of all domains but dom0.
-    pub limits: Limits,
+    /// Everybody's watches.
+    pub watches: Watches,
+    /// The domains that are there.
+    pub domains: Domains,
 }
 
 /// What a request leads to beside its answer.
@@ -30,78 +29,75 @@ pub struct Effects {
     pub event: Option<Event>,
 }
 
-const OK: &[u8] = b"OK\0";
+/// What has become of a request.
+pub enum Outcome {
+    /// It is done.
+    Answer(Vec<u8>),
+    /// A domain is to come: whoever has the sockets does that.
+    Introduce(u16),
+    /// A domain is to go.
+    Release(u16),
+}
 
-/// The domain's watches and transactions on all its connections, for its limits.
+/// What a domain uses on all its connections, for its limits; dom0 has none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     /// Watches.
     pub watches: usize,
     /// Open transactions.
     pub transactions: usize,
+    /// Bytes of nodes, watches, transactions, and of what is not read yet.
+    pub memory: usize,
 }
 
-/// Does what a request asks and queues the answer.
-pub fn dispatch(state: &mut State, client: &mut Connection, usage: Usage, header: &Header, payload: &[u8]) -> Effects {
-    let mut effects = Effects::default();
-    let result = match MessageType::from_number(header.kind) {
-        Some(kind) => perform(state, client, usage, kind, header.transaction, payload, &mut effects),
-        None => Err(ErrorName::Enosys),
-    };
-    match result {
-        Ok(answer) if answer.len() <= PAYLOAD_MAX => client.answer(header, header.kind, &answer),
-        Ok(_) => client.answer(header, MessageType::Error as u32, b"E2BIG\0"),
-        Err(error) => {
-            let name = format!("{error}\0");
-            client.answer(header, MessageType::Error as u32, name.as_bytes());
-        }
-    }
-    effects
+/// An answer that says no more than that it was done.
+pub const OK: &[u8] = b"OK\0";
+
+/// True for requests that a limit of the domain may refuse.
+pub fn is_limited(header: &Header) -> bool {
+    use MessageType::{Mkdir, SetPerms, TransactionStart, Watch, Write};
+    header.transaction != 0
+        || [Watch, TransactionStart, Write, Mkdir, SetPerms].iter().any(|kind| *kind as u32 == header.kind)
 }
 
-fn perform(
+/// Does what a request asks.
+pub fn perform(
     state: &mut State,
     client: &mut Connection,
     usage: Usage,
-    kind: MessageType,
-    transaction: u32,
+    header: &Header,
     payload: &[u8],
     effects: &mut Effects,
-) -> Result<Vec<u8>, ErrorName> {
-    let (domid, limits) = (client.domid, state.limits);
-    match kind {
+) -> Result<Outcome, ErrorName> {
+    let kind = MessageType::from_number(header.kind).ok_or(ErrorName::Enosys)?;
+    let (domid, limits) = (client.domid, state.domains.limits(client.domid));
+    let is_full = domid != 0 && limits.memory != 0 && usage.memory >= limits.memory;
+    let grows = is_limited(header) && !matches!(kind, MessageType::Rm | MessageType::TransactionEnd);
+    if is_full && grows {
+        return Err(ErrorName::Enomem);
+    }
+    let who = state.domains.who(domid);
+    let answer = match kind {
         MessageType::Watch => {
             let [path, token] = strings(payload)?;
-            let event = client.watches.add(path, token, domid, usage.watches, &limits)?;
-            effects.event = Some(event);
-            Ok(OK.to_vec())
+            let room = if domid == 0 { usize::MAX } else { limits.watches.saturating_sub(usage.watches) };
+            let wish = Wish { client: client.number, who, path, token };
+            effects.event = Some(state.watches.add(&wish, room, limits.path_max)?);
+            OK.to_vec()
         }
         MessageType::Unwatch => {
             let [path, token] = strings(payload)?;
-            client.watches.remove(path, token, domid)?;
-            client.unwatched();
-            Ok(OK.to_vec())
+            state.watches.remove(&Wish { client: client.number, who, path, token }, limits.path_max)?;
+            client.unwatched(&state.watches);
+            OK.to_vec()
         }
         MessageType::ResetWatches => {
-            client.reset();
-            Ok(OK.to_vec())
+            reset(&mut state.watches, client);
+            OK.to_vec()
         }
         MessageType::TransactionStart => {
-            if transaction != 0 {
-                let open = client.transactions.contains_key(&transaction);
-                return Err(if open { ErrorName::Ebusy } else { ErrorName::Enoent });
-            }
-            if domid != 0 && usage.transactions >= limits.transactions {
-                return Err(ErrorName::Enospc);
-            }
-            let id = loop {
-                client.last_transaction = client.last_transaction.wrapping_add(1);
-                if client.last_transaction != 0 && !client.transactions.contains_key(&client.last_transaction) {
-                    break client.last_transaction;
-                }
-            };
-            client.transactions.insert(id, Overlay::default());
-            Ok(format!("{id}\0").into_bytes())
+            let room = domid == 0 || usage.transactions < limits.transactions;
+            start(client, header.transaction, room)?
         }
         MessageType::TransactionEnd => {
             let commit = match payload {
@@ -109,124 +105,155 @@ fn perform(
                 b"F\0" => false,
                 _ => return Err(ErrorName::Einval),
             };
-            let overlay = client.transactions.remove(&transaction).ok_or(ErrorName::Enoent)?;
+            let overlay = client.transactions.remove(&header.transaction).ok_or(ErrorName::Enoent)?;
             if commit {
-                effects.changes = overlay.commit(&mut state.tree, &Caller { domid, limits })?;
+                effects.changes = overlay.commit(&mut state.tree, &Caller { who, limits })?;
             }
-            Ok(OK.to_vec())
+            OK.to_vec()
         }
         MessageType::GetDomainPath => {
             let [domain] = strings(payload)?;
-            Ok(format!("/local/domain/{}\0", number(domain)?).into_bytes())
+            format!("/local/domain/{}\0", number::<u16>(domain)?).into_bytes()
         }
         _ if is_node_operation(kind) => {
-            let caller = Caller { domid, limits };
-            let tree = &mut state.tree;
-            if transaction == 0 {
+            let caller = Caller { who, limits };
+            if header.transaction != 0 {
+                let overlay = client.transactions.get_mut(&header.transaction).ok_or(ErrorName::Enoent)?;
+                if domid != 0 && overlay.len() > limits.transaction_nodes {
+                    return Err(ErrorName::Enospc);
+                }
+                changing_or_reading(&mut Inside { overlay, tree: &state.tree }, kind, payload, &caller)?
+            } else if is_reading(kind) {
+                reading(&mut &state.tree, kind, payload, &caller)?
+            } else {
                 let mut overlay = Overlay::default();
-                let answer = node_operation(&mut Inside { overlay: &mut overlay, tree }, kind, payload, &caller)?;
-                effects.changes = overlay.commit(tree, &caller)?;
-                return Ok(answer);
+                let view = &mut Inside { overlay: &mut overlay, tree: &state.tree };
+                let answer = changing_or_reading(view, kind, payload, &caller)?;
+                effects.changes = overlay.commit(&mut state.tree, &caller)?;
+                answer
             }
-            let overlay = client.transactions.get_mut(&transaction).ok_or(ErrorName::Enoent)?;
-            if domid != 0 && overlay.len() > limits.transaction_nodes {
-                return Err(ErrorName::Enospc);
-            }
-            node_operation(&mut Inside { overlay, tree }, kind, payload, &caller)
         }
-        MessageType::WatchEvent | MessageType::Error => Err(ErrorName::Enosys),
-        // What follows changes domains or the daemon; domains come and go with the embedded host, not by request.
-        _ if domid != 0 => Err(ErrorName::Eacces),
-        MessageType::IsDomainIntroduced => {
-            let [domain] = strings(payload)?;
-            let domain = number(domain)?;
-            let there = domain == 0 || state.introduced.contains(&domain);
-            Ok(if there { b"T\0".to_vec() } else { b"F\0".to_vec() })
-        }
-        _ => Err(ErrorName::Enosys),
+        MessageType::WatchEvent | MessageType::Error => return Err(ErrorName::Enosys),
+        _ => return control::perform(state, client, kind, payload),
+    };
+    Ok(Outcome::Answer(answer))
+}
+
+/// All watches and transactions of a client end, and the events that wait with them.
+pub fn reset(watches: &mut Watches, client: &mut Connection) {
+    watches.clear(client.number);
+    client.transactions.clear();
+    client.unwatched(watches);
+}
+
+fn start(client: &mut Connection, inside: u32, room: bool) -> Result<Vec<u8>, ErrorName> {
+    if inside != 0 {
+        let open = client.transactions.contains_key(&inside);
+        return Err(if open { ErrorName::Ebusy } else { ErrorName::Enoent });
     }
+    if !room {
+        return Err(ErrorName::Enospc);
+    }
+    let id = loop {
+        client.last_transaction = client.last_transaction.wrapping_add(1);
+        if client.last_transaction != 0 && !client.transactions.contains_key(&client.last_transaction) {
+            break client.last_transaction;
+        }
+    };
+    client.transactions.insert(id, Overlay::default());
+    Ok(format!("{id}\0").into_bytes())
+}
+
+fn is_reading(kind: MessageType) -> bool {
+    use MessageType::{Directory, DirectoryPart, GetPerms, Read};
+    matches!(kind, Read | Directory | DirectoryPart | GetPerms)
 }
 
 fn is_node_operation(kind: MessageType) -> bool {
-    matches!(
-        kind,
-        MessageType::Read
-            | MessageType::Write
-            | MessageType::Mkdir
-            | MessageType::Rm
-            | MessageType::Directory
-            | MessageType::DirectoryPart
-            | MessageType::GetPerms
-            | MessageType::SetPerms
-    )
+    use MessageType::{Mkdir, Rm, SetPerms, Write};
+    is_reading(kind) || matches!(kind, Write | Mkdir | Rm | SetPerms)
 }
 
-fn node_operation(
-    view: &mut dyn View,
+/// The path and what follows it.
+fn path_and_rest<'a>(payload: &'a [u8], caller: &Caller) -> Result<(String, &'a [u8]), ErrorName> {
+    let end = payload.iter().position(|byte| *byte == 0).ok_or(ErrorName::Einval)?;
+    let path = canonical(&payload[..end], caller.who.domid, caller.limits.path_max)?;
+    Ok((path, &payload[end + 1..]))
+}
+
+fn nothing(rest: &[u8]) -> Result<(), ErrorName> {
+    if rest.is_empty() { Ok(()) } else { Err(ErrorName::Einval) }
+}
+
+fn reading(look: &mut dyn Look, kind: MessageType, payload: &[u8], caller: &Caller) -> Result<Vec<u8>, ErrorName> {
+    let (path, rest) = path_and_rest(payload, caller)?;
+    if kind == MessageType::DirectoryPart {
+        let [offset] = strings(rest)?;
+        let node = op::directory(look, &path, caller)?;
+        return part(node.children.as_bytes(), node.generation, offset);
+    }
+    nothing(rest)?;
+    match kind {
+        MessageType::Read => op::read(look, &path, caller),
+        MessageType::Directory => Ok(op::directory(look, &path, caller)?.children.as_bytes().to_vec()),
+        _ => {
+            let perms = op::get_perms(look, &path, caller)?;
+            Ok(perms.iter().flat_map(|entry| format!("{entry}\0").into_bytes()).collect())
+        }
+    }
+}
+
+fn changing_or_reading(
+    view: &mut Inside<'_>,
     kind: MessageType,
     payload: &[u8],
     caller: &Caller,
 ) -> Result<Vec<u8>, ErrorName> {
-    let end = payload.iter().position(|byte| *byte == 0).ok_or(ErrorName::Einval)?;
-    let (path, rest) = (canonical(&payload[..end], caller.domid)?, &payload[end + 1..]);
-    let nothing_follows = if rest.is_empty() { Ok(()) } else { Err(ErrorName::Einval) };
+    if is_reading(kind) { reading(view, kind, payload, caller) } else { changing(view, kind, payload, caller) }
+}
+
+fn changing(view: &mut dyn View, kind: MessageType, payload: &[u8], caller: &Caller) -> Result<Vec<u8>, ErrorName> {
+    let (path, rest) = path_and_rest(payload, caller)?;
     match kind {
-        MessageType::Read => nothing_follows.and_then(|()| op::read(view, &path, caller)),
-        MessageType::Directory => {
-            nothing_follows?;
-            Ok(listing(&op::directory(view, &path, caller)?.0))
-        }
-        MessageType::DirectoryPart => {
-            let [offset] = strings(rest)?;
-            let (names, generation) = op::directory(view, &path, caller)?;
-            part(&listing(&names), generation, offset)
-        }
-        MessageType::GetPerms => {
-            nothing_follows?;
-            let perms = op::get_perms(view, &path, caller)?;
-            Ok(perms.iter().flat_map(|entry| format!("{entry}\0").into_bytes()).collect())
-        }
-        MessageType::Write => op::write(view, &path, rest, caller).map(|()| OK.to_vec()),
+        MessageType::Write => op::write(view, &path, rest, caller)?,
         MessageType::Mkdir => {
-            nothing_follows?;
-            op::mkdir(view, &path, caller).map(|()| OK.to_vec())
+            nothing(rest)?;
+            op::mkdir(view, &path, caller)?;
         }
         MessageType::Rm => {
-            nothing_follows?;
-            op::rm(view, &path, caller).map(|()| OK.to_vec())
+            nothing(rest)?;
+            op::rm(view, &path, caller)?;
         }
         _ => {
             let entries = rest.strip_suffix(b"\0").ok_or(ErrorName::Einval)?;
             let entries = std::str::from_utf8(entries).map_err(|_| ErrorName::Einval)?;
             let perms: Result<Vec<Permission>, _> = entries.split('\0').map(str::parse).collect();
-            op::set_perms(view, &path, perms.map_err(|_| ErrorName::Einval)?, caller).map(|()| OK.to_vec())
+            op::set_perms(view, &path, perms.map_err(|_| ErrorName::Einval)?, caller)?;
         }
     }
+    Ok(OK.to_vec())
 }
 
 /// Exactly `N` strings, each with its NUL.
-fn strings<const N: usize>(payload: &[u8]) -> Result<[&[u8]; N], ErrorName> {
+pub fn strings<const N: usize>(payload: &[u8]) -> Result<[&[u8]; N], ErrorName> {
     let payload = payload.strip_suffix(b"\0").ok_or(ErrorName::Einval)?;
     let strings: Vec<&[u8]> = payload.split(|byte| *byte == 0).collect();
     strings.try_into().map_err(|_| ErrorName::Einval)
 }
 
-fn number(text: &[u8]) -> Result<u16, ErrorName> {
+/// A decimal number of the type that is asked for.
+pub fn number<T: std::str::FromStr>(text: &[u8]) -> Result<T, ErrorName> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(text).map_err(|_| ErrorName::Einval)?;
     if digits { text.parse().map_err(|_| ErrorName::Einval) } else { Err(ErrorName::Einval) }
 }
 
-fn listing(names: &[std::sync::Arc<str>]) -> Vec<u8> {
-    names.iter().flat_map(|name| name.bytes().chain([0])).collect()
-}
-
 /// A part of a listing: the generation, whole names from `offset`, and an empty name after the last.
 fn part(listing: &[u8], generation: u64, offset: &[u8]) -> Result<Vec<u8>, ErrorName> {
-    let offset = std::str::from_utf8(offset).ok().and_then(|text| text.parse::<usize>().ok());
-    let offset = offset.ok_or(ErrorName::Einval)?.min(listing.len());
+    let offset: usize = number(offset)?;
+    let rest = &listing[offset.min(listing.len())..];
     let mut answer = format!("{generation}\0").into_bytes();
-    let (room, rest) = (PAYLOAD_MAX - answer.len() - 1, &listing[offset..]);
+    let room = PAYLOAD_MAX - answer.len() - 1;
     if rest.len() <= room {
         answer.extend_from_slice(rest);
         answer.push(0);

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::operations::{self as op, Caller};
+use super::perms::Who;
 use super::quota::Limits;
 use super::transaction::{Inside, Overlay};
 use super::tree::{Tree, parent};
@@ -29,7 +30,7 @@ fn perform(operation: &Operation, overlay: &mut Overlay, tree: &mut Tree, caller
     let view = &mut Inside { overlay, tree };
     match operation {
         Operation::Read(path) => op::read(view, path, caller).map(|value| format!("{value:?}")),
-        Operation::Directory(path) => op::directory(view, path, caller).map(|(names, _)| format!("{names:?}")),
+        Operation::Directory(path) => op::directory(view, path, caller).map(|node| format!("{:?}", node.children)),
         Operation::GetPerms(path) => op::get_perms(view, path, caller).map(|perms| format!("{perms:?}")),
         Operation::Write(path, value) => op::write(view, path, &[*value], caller).map(|()| String::new()),
         Operation::Mkdir(path) => op::mkdir(view, path, caller).map(|()| String::new()),
@@ -74,14 +75,14 @@ fn check(tree: &Tree) {
     let mut names = 1;
     for (path, node) in tree.nodes() {
         *owned.entry(node.owner()).or_default() += 1;
-        names += node.children.len();
+        names += node.children.iter().count();
         if path != "/" {
             let above = tree.get(parent(path)).unwrap_or_else(|| panic!("{path} hangs in the air"));
             assert!(above.children.iter().any(|child| path.ends_with(&format!("/{child}"))), "{path} has no name");
         }
     }
     assert_eq!(names, tree.nodes().count(), "names and nodes");
-    (0..3).for_each(|domid| assert_eq!(tree.owned(domid), owned.get(&domid).copied().unwrap_or(0)));
+    (0..3).for_each(|domid| assert_eq!(tree.owned(domid).nodes, owned.get(&domid).copied().unwrap_or(0)));
 }
 
 struct Open {
@@ -100,7 +101,7 @@ fn concurrent_transactions_mean_what_they_mean_one_after_the_other() {
     for step in 0..100_000 {
         let at = random.usize(0..6);
         if at >= open.len() {
-            let caller = Caller { domid: random.u16(0..3), limits };
+            let caller = Caller { who: Who::domain(random.u16(0..3)), limits };
             open.push(Open { caller, overlay: Overlay::default(), done: Vec::new() });
             continue;
         }
@@ -140,7 +141,7 @@ fn a_quota_at_any_step_leaves_the_store_as_it_was() {
     for room in 0..6 {
         let limits = Limits { nodes: room, ..Limits::default() };
         let mut tree = Tree::new();
-        let (dom0, guest) = (Caller { domid: 0, limits }, Caller { domid: 1, limits });
+        let (dom0, guest) = (Caller { who: Who::DOM0, limits }, Caller { who: Who::domain(1), limits });
         let mut setup = Overlay::default();
         perform(&Operation::Mkdir("/d".into()), &mut setup, &mut tree, &dom0).unwrap();
         let both = vec![Permission::both(0)];

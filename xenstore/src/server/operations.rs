@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use super::perms::{Need, missing, permits};
+use super::perms::{Need, Who, missing, permits};
 use super::quota::Limits;
-use super::tree::{Node, View, join, name, parent};
+use super::tree::{Look, Node, View, join, name, parent};
 use crate::Permission;
-use crate::wire::{ABS_PATH_MAX, ErrorName, REL_PATH_MAX};
+use crate::wire::{ABS_PATH_MAX, ErrorName};
 
-/// A node's path as the store knows it.
+/// A node's path as the store knows it: at most `most` bytes beside what leads to a domain's own directory.
 ///
 /// # Errors
 /// `EINVAL` for one that is none, the special names of watches included.
-pub fn canonical(path: &[u8], domid: u16) -> Result<String, ErrorName> {
+pub fn canonical(path: &[u8], domid: u16, most: usize) -> Result<String, ErrorName> {
     let path = std::str::from_utf8(path).map_err(|_| ErrorName::Einval)?;
     let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte));
     if path.is_empty() || path.starts_with('@') || !plain {
@@ -22,7 +22,7 @@ pub fn canonical(path: &[u8], domid: u16) -> Result<String, ErrorName> {
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/local/domain/{domid}/{path}") };
     let well_formed = path == "/" || !path.ends_with('/') && !path.contains("//");
     // What leads to a domain's own directory is not held against it.
-    if !well_formed || path.len() > ABS_PATH_MAX || path.len() - domain_prefix(&path) > REL_PATH_MAX {
+    if !well_formed || path.len() > ABS_PATH_MAX || path.len() - domain_prefix(&path) > most {
         return Err(ErrorName::Einval);
     }
     Ok(path)
@@ -39,40 +39,46 @@ fn domain_prefix(path: &str) -> usize {
 /// Who asks, and what limits them.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
-    /// Its domain; 0 has no limits.
-    pub domid: u16,
-    /// The limits of the others.
+    /// Its domain.
+    pub who: Who,
+    /// What it may use, if it is not dom0.
     pub limits: Limits,
 }
 
-fn existing(view: &mut dyn View, path: &str, caller: &Caller, need: Need) -> Result<Arc<Node>, ErrorName> {
+impl Caller {
+    fn is_limited(&self) -> bool {
+        !self.who.is_dom0()
+    }
+}
+
+fn existing(view: &mut (impl Look + ?Sized), path: &str, caller: &Caller, need: Need) -> Result<Arc<Node>, ErrorName> {
     match view.get(path) {
-        Some(node) if permits(&node, caller.domid, need) => Ok(node),
+        Some(node) if permits(&node, caller.who, need) => Ok(node),
         Some(_) => Err(ErrorName::Eacces),
-        None => Err(missing(view, path, caller.domid, need)),
+        None => Err(missing(view, path, caller.who, need)),
     }
 }
 
 /// READ.
-pub fn read(view: &mut dyn View, path: &str, caller: &Caller) -> Result<Vec<u8>, ErrorName> {
-    existing(view, path, caller, Need::Read).map(|node| node.value.clone())
+pub fn read(view: &mut dyn Look, path: &str, caller: &Caller) -> Result<Vec<u8>, ErrorName> {
+    existing(view, path, caller, Need::Read).map(|node| node.value.to_vec())
 }
 
-/// DIRECTORY and DIRECTORY_PART: the children's names and the generation.
-pub fn directory(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(Vec<Arc<str>>, u64), ErrorName> {
-    existing(view, path, caller, Need::Read).map(|node| (node.children.clone(), node.generation))
+/// DIRECTORY and DIRECTORY_PART: the node with its children's names.
+pub fn directory(view: &mut dyn Look, path: &str, caller: &Caller) -> Result<Arc<Node>, ErrorName> {
+    existing(view, path, caller, Need::Read)
 }
 
 /// GET_PERMS.
-pub fn get_perms(view: &mut dyn View, path: &str, caller: &Caller) -> Result<Vec<Permission>, ErrorName> {
-    existing(view, path, caller, Need::Read).map(|node| node.perms.clone())
+pub fn get_perms(view: &mut dyn Look, path: &str, caller: &Caller) -> Result<Arc<[Permission]>, ErrorName> {
+    existing(view, path, caller, Need::Read).map(|node| Arc::clone(&node.perms))
 }
 
 /// WRITE; missing parents are made.
 pub fn write(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Result<(), ErrorName> {
     let node = match view.get(path) {
-        Some(node) if !permits(&node, caller.domid, Need::Write) => return Err(ErrorName::Eacces),
-        Some(node) => Node { value: value.to_vec(), ..Node::clone(&node) },
+        Some(node) if !permits(&node, caller.who, Need::Write) => return Err(ErrorName::Eacces),
+        Some(node) => Node { value: value.into(), ..Node::clone(&node) },
         None => return create(view, path, value, caller),
     };
     check_size(&node, caller)?;
@@ -84,7 +90,7 @@ pub fn write(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> 
 /// MKDIR; nothing happens when there is such a node.
 pub fn mkdir(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorName> {
     match view.get(path) {
-        Some(node) if !permits(&node, caller.domid, Need::Write) => Err(ErrorName::Eacces),
+        Some(node) if !permits(&node, caller.who, Need::Write) => Err(ErrorName::Eacces),
         Some(_) => Ok(()),
         None => create(view, path, &[], caller),
     }
@@ -101,25 +107,29 @@ fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Res
         }
         above = parent(above);
     };
-    if !permits(&base, caller.domid, Need::Write) {
+    if !permits(&base, caller.who, Need::Write) {
         return Err(ErrorName::Eacces);
     }
-    let mut perms = base.perms.clone();
-    if caller.domid != 0 {
-        perms[0].domid = caller.domid;
-        if view.owned(caller.domid) + new.len() > caller.limits.nodes {
+    let mut perms = Arc::clone(&base.perms);
+    if caller.is_limited() {
+        let domid = caller.who.domid;
+        if perms[0].domid != domid {
+            Arc::make_mut(&mut perms)[0].domid = domid;
+        }
+        if view.owned(domid) + new.len() > caller.limits.nodes {
             return Err(ErrorName::Enospc);
         }
     }
     let mut grown = Node::clone(&base);
-    grown.children.push(name(new[new.len() - 1]).into());
-    let node = Node { value: value.to_vec(), perms: perms.clone(), children: Vec::new(), generation: 0 };
+    grown.children.push(name(new[new.len() - 1]));
+    let node = Node::new(value, Arc::clone(&perms));
     check_size(&grown, caller)?;
     check_size(&node, caller)?;
     view.put(above, grown);
     for at in (1..new.len()).rev() {
-        let children = vec![Arc::from(name(new[at - 1]))];
-        view.put(new[at], Node { value: Vec::new(), perms: perms.clone(), children, generation: 0 });
+        let mut node = Node::new(&[], Arc::clone(&perms));
+        node.children.push(name(new[at - 1]));
+        view.put(new[at], node);
     }
     view.put(path, node);
     view.fire(path, false);
@@ -129,11 +139,11 @@ fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Res
 /// RM: a node and all below it. Watches hear of the lowest nodes first.
 pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorName> {
     let node = match view.get(path) {
-        Some(node) if !permits(&node, caller.domid, Need::Write) => return Err(ErrorName::Eacces),
+        Some(node) if !permits(&node, caller.who, Need::Write) => return Err(ErrorName::Eacces),
         Some(_) if path == "/" => return Err(ErrorName::Einval),
         Some(node) => node,
         None => {
-            let error = missing(view, path, caller.domid, Need::Write);
+            let error = missing(view, path, caller.who, Need::Write);
             // One that is not there is removed already, if there is a place where it could have been.
             return if error == ErrorName::Enoent && view.get(parent(path)).is_some() { Ok(()) } else { Err(error) };
         }
@@ -141,8 +151,8 @@ pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorN
     // A stack of its own: a peer decides how deep it goes.
     let mut open: Vec<(String, Arc<Node>, usize)> = vec![(path.to_owned(), node, 0)];
     while let Some((at, node, done)) = open.last_mut() {
-        if let Some(child) = node.children.get(*done) {
-            *done += 1;
+        if let Some((child, next)) = node.children.at(*done) {
+            *done = next;
             let below = join(at, child);
             open.extend(view.get(&below).map(|child| (below, child, 0)));
         } else if let Some((at, ..)) = open.pop() {
@@ -152,7 +162,7 @@ pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorN
     }
     if let Some(above) = view.get(parent(path)) {
         let mut above_now = Node::clone(&above);
-        above_now.children.retain(|child| **child != *name(path));
+        above_now.children.remove(name(path));
         view.put(parent(path), above_now);
     }
     Ok(())
@@ -161,14 +171,14 @@ pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorN
 /// SET_PERMS: the owner's right; the owner itself is changed by dom0 only.
 pub fn set_perms(view: &mut dyn View, path: &str, perms: Vec<Permission>, caller: &Caller) -> Result<(), ErrorName> {
     let Some(owner) = perms.first() else { return Err(ErrorName::Einval) };
-    if caller.domid != 0 && perms.len() > caller.limits.perms {
+    if caller.is_limited() && perms.len() > caller.limits.permissions {
         return Err(ErrorName::Enospc);
     }
     let node = existing(view, path, caller, Need::Own)?;
-    if caller.domid != 0 && owner.domid != node.owner() {
+    if caller.is_limited() && owner.domid != node.owner() {
         return Err(ErrorName::Eperm);
     }
-    let node = Node { perms, ..Node::clone(&node) };
+    let node = Node { perms: perms.into(), ..Node::clone(&node) };
     check_size(&node, caller)?;
     view.put(path, node);
     view.fire(path, false);
@@ -176,7 +186,7 @@ pub fn set_perms(view: &mut dyn View, path: &str, perms: Vec<Permission>, caller
 }
 
 fn check_size(node: &Node, caller: &Caller) -> Result<(), ErrorName> {
-    if caller.domid != 0 && node.size() > caller.limits.node_size {
+    if caller.is_limited() && node.size() > caller.limits.node_size {
         return Err(ErrorName::Enospc);
     }
     Ok(())

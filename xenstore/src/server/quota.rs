@@ -1,27 +1,33 @@
-//! The limits of the C daemon 4.17, and their errors. dom0 has none but the wire's.
+//! The limits of the C daemon 4.17, by the names that `xenstore-control quota` has for them. dom0 has none but the wire's.
 
-/// What one domain may use.
+use crate::wire::REL_PATH_MAX;
+
+/// What one domain may use. What is refused, and with which error, is said at each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Nodes it owns (`quota-nb-entry-per-domain`); `ENOSPC`.
+    /// Nodes it owns; `ENOSPC`.
     pub nodes: usize,
-    /// Watches (`quota-nb-watch-per-domain`); `E2BIG`.
+    /// Watches; `E2BIG`.
     pub watches: usize,
-    /// Open transactions (`quota-transaction`); `ENOSPC`.
+    /// Open transactions; `ENOSPC`.
     pub transactions: usize,
-    /// Bytes of a node (`quota-max-entry-size`); `ENOSPC`.
-    pub node_size: usize,
-    /// Permission entries of a node; `ENOSPC`.
-    pub perms: usize,
+    /// Answers of one connection that are not read yet; its next requests wait.
+    pub outstanding: usize,
     /// Nodes touched by a transaction; `ENOSPC`.
     pub transaction_nodes: usize,
-    /// Connections; one more is closed at once.
+    /// Bytes of nodes, watches, transactions and what is not read yet; whatever needs more is refused, `ENOMEM`.
+    /// 0 for no limit.
+    pub memory: usize,
+    /// Bytes of the same at which the log says so once; 0 for never.
+    pub memory_soft: usize,
+    /// Bytes of a node: value, permissions, names of children; `ENOSPC`.
+    pub node_size: usize,
+    /// Bytes of a path, not counting `/local/domain/NUMBER/`; `EINVAL`.
+    pub path_max: usize,
+    /// Permission entries of a node; `ENOSPC`.
+    pub permissions: usize,
+    /// Connections; one more is closed at once. The C daemon has one per domain.
     pub connections: usize,
-    /// Bytes of answers and events that a client may leave unread before its requests wait.
-    pub unread: usize,
-    /// Bytes of events that a client may leave unread; for more than that it is told once per watch that something
-    /// has changed there.
-    pub events: usize,
 }
 
 impl Default for Limits {
@@ -30,12 +36,45 @@ impl Default for Limits {
             nodes: 1000,
             watches: 128,
             transactions: 10,
-            node_size: 2048,
-            perms: 5,
+            outstanding: 20,
             transaction_nodes: 1024,
+            memory: (2 << 20) + (512 << 10),
+            memory_soft: 2 << 20,
+            node_size: 2048,
+            path_max: REL_PATH_MAX,
+            permissions: 5,
             connections: 64,
-            unread: 64 << 10,
-            events: 512 << 10,
         }
     }
 }
+
+/// A limit that can be looked at and set while the daemon runs.
+pub struct Quota {
+    /// What `xenstore-control` calls it.
+    pub name: &'static str,
+    /// What it limits.
+    pub about: &'static str,
+    /// The limit.
+    pub of: fn(&mut Limits) -> &mut usize,
+}
+
+/// The limits that `xenstore-control quota` shows.
+pub const QUOTAS: [Quota; 9] = [
+    Quota { name: "nodes", about: "Nodes per domain", of: |limits| &mut limits.nodes },
+    Quota { name: "watches", about: "Watches per domain", of: |limits| &mut limits.watches },
+    Quota { name: "transactions", about: "Open transactions per domain", of: |limits| &mut limits.transactions },
+    Quota { name: "outstanding", about: "Unread answers per connection", of: |limits| &mut limits.outstanding },
+    Quota {
+        name: "transaction-nodes",
+        about: "Nodes touched by a transaction",
+        of: |limits| &mut limits.transaction_nodes,
+    },
+    Quota { name: "memory", about: "Bytes per domain (refused)", of: |limits| &mut limits.memory },
+    Quota { name: "path-max", about: "Bytes of a path", of: |limits| &mut limits.path_max },
+    Quota { name: "node-permissions", about: "Permissions of a node", of: |limits| &mut limits.permissions },
+    Quota { name: "node-size", about: "Bytes of a node", of: |limits| &mut limits.node_size },
+];
+
+/// The one that `xenstore-control quota-soft` shows.
+pub const SOFT_QUOTAS: [Quota; 1] =
+    [Quota { name: "memory", about: "Bytes per domain (logged)", of: |limits| &mut limits.memory_soft }];

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::operations::Caller;
-use super::tree::{Change, Node, Tree, View, parent};
+use super::tree::{Change, Look, Node, Tree, View, parent};
 use crate::wire::ErrorName;
 
 struct Touched {
@@ -29,12 +29,18 @@ type Exact = bool;
 pub struct Overlay {
     touched: HashMap<Box<str>, Touched>,
     owned: HashMap<u16, isize>,
+    memory: usize,
 }
 
 impl Overlay {
     /// Nodes it has touched.
     pub fn len(&self) -> usize {
         self.touched.len()
+    }
+
+    /// Bytes that it keeps beside the store.
+    pub fn memory(&self) -> usize {
+        self.memory
     }
 
     /// Applies it and tells what watches hear of, one change per node.
@@ -48,15 +54,15 @@ impl Overlay {
             return Err(ErrorName::Eagain);
         }
         let too_many = |(owner, change): (&u16, &isize)| {
-            *change > 0 && *owner != 0 && tree.owned(*owner).saturating_add_signed(*change) > caller.limits.nodes
+            *change > 0 && *owner != 0 && tree.owned(*owner).nodes.saturating_add_signed(*change) > caller.limits.nodes
         };
-        if caller.domid != 0 && self.owned.iter().any(too_many) {
+        if !caller.who.is_dom0() && self.owned.iter().any(too_many) {
             return Err(ErrorName::Enospc);
         }
         let mut touched: Vec<(Box<str>, Touched)> =
             self.touched.into_iter().filter(|(_, touched)| touched.changed).collect();
         touched.sort_unstable_by_key(|(_, touched)| touched.at);
-        let parents: Vec<Option<Arc<Node>>> = touched.iter().map(|(path, _)| tree.get(parent(path))).collect();
+        let parents: Vec<Option<Arc<Node>>> = touched.iter().map(|(path, _)| tree.get(parent(path)).cloned()).collect();
         let mut changes = Vec::new();
         for ((path, touched), parent_before) in touched.into_iter().zip(parents) {
             if let Some(exact) = touched.fires {
@@ -71,7 +77,7 @@ impl Overlay {
         // Of a node whose parent is as new as itself, the new parent says who may know.
         for change in &mut changes {
             if change.known_to[2].is_none() {
-                change.known_to[2] = tree.get(parent(&change.path));
+                change.known_to[2] = tree.get(parent(&change.path)).cloned();
             }
         }
         Ok(changes)
@@ -83,15 +89,16 @@ pub struct Inside<'a> {
     /// What the transaction has done.
     pub overlay: &'a mut Overlay,
     /// The store.
-    pub tree: &'a mut Tree,
+    pub tree: &'a Tree,
 }
 
 impl Inside<'_> {
     fn touch(&mut self, path: &str) -> &mut Touched {
         let at = self.overlay.touched.len();
         if !self.overlay.touched.contains_key(path) {
-            let before = self.tree.get(path);
+            let before = self.tree.get(path).cloned();
             let touched = Touched { at, now: before.clone(), before, changed: false, fires: None };
+            self.overlay.memory += path.len() + size_of::<Touched>();
             self.overlay.touched.insert(path.into(), touched);
         }
         self.overlay.touched.get_mut(path).expect("just touched")
@@ -99,10 +106,17 @@ impl Inside<'_> {
 
     fn change(&mut self, path: &str, node: Option<Node>) {
         let now = node.map(Arc::new);
+        let memory = |touched: &Touched| match &touched.now {
+            Some(node) if touched.changed => node.memory(path),
+            _ => 0,
+        };
         let new_owner = now.as_ref().map(|node| node.owner());
         let touched = self.touch(path);
+        let before = memory(touched);
         touched.changed = true;
         let old_owner = std::mem::replace(&mut touched.now, now).map(|node| node.owner());
+        let after = memory(touched);
+        self.overlay.memory = self.overlay.memory - before + after;
         for (owner, change) in [(old_owner, -1), (new_owner, 1)] {
             if let Some(owner) = owner {
                 *self.overlay.owned.entry(owner).or_insert(0) += change;
@@ -111,11 +125,13 @@ impl Inside<'_> {
     }
 }
 
-impl View for Inside<'_> {
+impl Look for Inside<'_> {
     fn get(&mut self, path: &str) -> Option<Arc<Node>> {
         self.touch(path).now.clone()
     }
+}
 
+impl View for Inside<'_> {
     fn put(&mut self, path: &str, node: Node) {
         self.change(path, Some(node));
     }
@@ -132,6 +148,6 @@ impl View for Inside<'_> {
 
     fn owned(&self, domid: u16) -> usize {
         let change = self.overlay.owned.get(&domid).copied().unwrap_or(0);
-        self.tree.owned(domid).saturating_add_signed(change)
+        self.tree.owned(domid).nodes.saturating_add_signed(change)
     }
 }

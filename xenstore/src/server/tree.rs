@@ -1,42 +1,56 @@
 //! The nodes of the store: a flat map from absolute path to node, each with a generation that grows with every change.
-//! What an operation sees and does is the same on the store itself and in a transaction ([`View`]).
+//! What an operation sees and does is the same on the store itself and in a transaction ([`Look`], [`View`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::perms;
+use super::names::Names;
+use super::perms::{Who, allowed};
 use crate::Permission;
 
 /// A node.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Bytes.
-    pub value: Vec<u8>,
-    /// Owner first.
-    pub perms: Vec<Permission>,
-    /// Names, in the order of creation.
-    pub children: Vec<Arc<str>>,
+    pub value: Box<[u8]>,
+    /// Owner first. Shared with the parent where they are inherited.
+    pub perms: Arc<[Permission]>,
+    /// The children's names.
+    pub children: Names,
     /// Of the last change to any of the above.
     pub generation: u64,
 }
 
 impl Node {
+    /// A node without children that no store has seen yet.
+    pub fn new(value: &[u8], perms: Arc<[Permission]>) -> Node {
+        Node { value: value.into(), perms, children: Names::default(), generation: 0 }
+    }
+
     /// The domain that owns it.
     pub fn owner(&self) -> u16 {
         self.perms.first().map_or(0, |permission| permission.domid)
     }
 
-    /// Bytes that count against the quota: value, permissions and the children's names.
+    /// Bytes that count against the quota of a node: value, permissions and the children's names.
     pub fn size(&self) -> usize {
-        let names: usize = self.children.iter().map(|name| name.len() + 1).sum();
-        self.value.len() + self.perms.len() * 4 + names
+        self.value.len() + self.perms.len() * 4 + self.children.as_bytes().len()
+    }
+
+    /// Bytes that count against the memory of its owner.
+    pub fn memory(&self, path: &str) -> usize {
+        path.len() + self.size() + size_of::<Node>()
     }
 }
 
-/// What changing operations work on: a transaction, if only one of a single operation.
-pub trait View {
+/// What reading operations work on.
+pub trait Look {
     /// A node as it is now.
     fn get(&mut self, path: &str) -> Option<Arc<Node>>;
+}
+
+/// What changing operations work on: a transaction, if only one of a single operation.
+pub trait View: Look {
     /// Makes or replaces a node.
     fn put(&mut self, path: &str, node: Node);
     /// Removes a node alone; its children were removed before.
@@ -47,20 +61,35 @@ pub trait View {
     fn owned(&self, domid: u16) -> usize;
 }
 
+/// What a domain owns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owned {
+    /// Nodes.
+    pub nodes: usize,
+    /// Bytes of them ([`Node::memory`]).
+    pub memory: usize,
+}
+
 /// The store itself.
 #[derive(Debug)]
 pub struct Tree {
     nodes: HashMap<Arc<str>, Arc<Node>>,
-    owned: HashMap<u16, usize>,
+    owned: HashMap<u16, Owned>,
     generation: u64,
+}
+
+impl Look for &Tree {
+    fn get(&mut self, path: &str) -> Option<Arc<Node>> {
+        self.nodes.get(path).cloned()
+    }
 }
 
 impl Tree {
     /// A store with a root that everybody may read and dom0 owns.
     pub fn new() -> Tree {
         let mut tree = Tree { nodes: HashMap::new(), owned: HashMap::new(), generation: 0 };
-        let perms = vec![Permission::read(0)];
-        tree.put("/", Node { value: Vec::new(), perms, children: Vec::new(), generation: 0 });
+        let perms: Arc<[Permission]> = [Permission::read(0)].into();
+        tree.put("/", Node::new(&[], perms));
         tree
     }
 
@@ -70,36 +99,38 @@ impl Tree {
     }
 
     /// All nodes, in no order.
-    #[cfg(test)]
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter().map(|(path, node)| (&**path, &**node))
     }
 
-    /// The topmost nodes that a domain owns: each with a parent that somebody else owns.
+    /// The topmost nodes that a domain owns: each with a parent that somebody else owns. In order of their paths.
     pub fn roots_owned_by(&self, domid: u16) -> Vec<String> {
+        if self.owned(domid).nodes == 0 {
+            return Vec::new();
+        }
         let owned = |path: &str| self.nodes.get(path).is_some_and(|node| node.owner() == domid);
-        let mut roots: Vec<String> = self
-            .nodes
-            .keys()
-            .filter(|path| path.len() > 1 && owned(path) && !owned(parent(path)))
-            .map(|path| path.to_string())
-            .collect();
+        let roots = self.nodes.keys().filter(|path| path.len() > 1 && owned(path) && !owned(parent(path)));
+        let mut roots: Vec<String> = roots.map(|path| path.to_string()).collect();
         roots.sort();
         roots
     }
 
     /// A node as it is now.
-    pub fn get(&self, path: &str) -> Option<Arc<Node>> {
-        self.nodes.get(path).cloned()
+    pub fn get(&self, path: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(path)
     }
 
     /// Makes or replaces a node.
     pub fn put(&mut self, path: &str, mut node: Node) {
         self.generation += 1;
         node.generation = self.generation;
-        self.account(node.owner(), 1);
-        if let Some(old) = self.nodes.insert(path.into(), Arc::new(node)) {
-            self.account(old.owner(), -1);
+        account(&mut self.owned, path, &node, true);
+        match self.nodes.get_mut(path) {
+            Some(there) => {
+                account(&mut self.owned, path, there, false);
+                *there = Arc::new(node);
+            }
+            None => drop(self.nodes.insert(path.into(), Arc::new(node))),
         }
     }
 
@@ -107,34 +138,44 @@ impl Tree {
     pub fn remove(&mut self, path: &str) {
         self.generation += 1;
         if let Some(old) = self.nodes.remove(path) {
-            self.account(old.owner(), -1);
+            account(&mut self.owned, path, &old, false);
         }
     }
 
-    /// Nodes a domain owns.
-    pub fn owned(&self, domid: u16) -> usize {
-        self.owned.get(&domid).copied().unwrap_or(0)
+    /// What a domain owns.
+    pub fn owned(&self, domid: u16) -> Owned {
+        self.owned.get(&domid).copied().unwrap_or_default()
     }
 
     /// Takes away what others have granted to a domain that is gone: the next one of its number starts with nothing.
     pub fn forget_domain(&mut self, domid: u16) {
-        for node in self.nodes.values_mut() {
-            if node.perms.iter().skip(1).any(|entry| entry.domid == domid) {
-                // An open transaction that has seen the entry must not bring it back.
-                self.generation += 1;
-                let (node, mut first) = (Arc::make_mut(node), true);
-                node.generation = self.generation;
-                node.perms.retain(|entry| std::mem::take(&mut first) || entry.domid != domid);
+        for (path, node) in &mut self.nodes {
+            if !node.perms.iter().skip(1).any(|entry| entry.domid == domid) {
+                continue;
             }
+            account(&mut self.owned, path, node, false);
+            // An open transaction that has seen the entry must not bring it back.
+            self.generation += 1;
+            let (node, mut first) = (Arc::make_mut(node), true);
+            node.generation = self.generation;
+            let stays = |entry: &&Permission| std::mem::take(&mut first) || entry.domid != domid;
+            node.perms = node.perms.iter().filter(stays).copied().collect();
+            account(&mut self.owned, path, node, true);
         }
     }
+}
 
-    fn account(&mut self, owner: u16, change: isize) {
-        let owned = self.owned.entry(owner).or_insert(0);
-        *owned = owned.saturating_add_signed(change);
-        if *owned == 0 {
-            self.owned.remove(&owner);
-        }
+fn account(owned: &mut HashMap<u16, Owned>, path: &str, node: &Node, more: bool) {
+    let entry = owned.entry(node.owner()).or_default();
+    let memory = node.memory(path);
+    if more {
+        *entry = Owned { nodes: entry.nodes + 1, memory: entry.memory + memory };
+        return;
+    }
+    debug_assert!(entry.nodes > 0 && entry.memory >= memory, "{path} was never counted");
+    *entry = Owned { nodes: entry.nodes.saturating_sub(1), memory: entry.memory.saturating_sub(memory) };
+    if entry.nodes == 0 {
+        owned.remove(&node.owner());
     }
 }
 
@@ -175,7 +216,7 @@ pub struct Change {
 
 impl Change {
     /// A domain may know of it: it reads the node, or did before, or reads its parent.
-    pub fn is_visible_to(&self, domid: u16) -> bool {
-        domid == 0 || self.known_to.iter().flatten().any(|node| perms::allowed(&node.perms, domid).read)
+    pub fn is_visible_to(&self, who: Who) -> bool {
+        who.is_dom0() || self.known_to.iter().flatten().any(|node| allowed(&node.perms, who).read)
     }
 }

@@ -1,26 +1,42 @@
-//! Watches of one connection, and which changes concern them.
+//! Everybody's watches, and which changes concern them.
+//!
+//! One structure owns them all: by number (the order of registration, which is the order of events), by path for
+//! firing, by client for its end. None is in one of the three and not in the others.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::operations::canonical;
-use super::quota::Limits;
-use super::tree::{Change, is_at_or_below};
-use crate::wire::{ErrorName, REL_PATH_MAX};
+use super::perms::Who;
+use super::tree::{Change, is_at_or_below, parent};
+use crate::wire::ErrorName;
 
 /// A watch, as its owner registered it.
 #[derive(Clone, Debug)]
 struct Watch {
+    client: u64,
+    who: Who,
     /// Absolute, or one of the special names.
-    path: String,
+    path: Arc<str>,
     /// What the owner said: events speak the same language.
     given: Arc<str>,
     token: Arc<str>,
 }
 
-/// A connection's watches.
+/// All watches.
 #[derive(Debug, Default)]
 pub struct Watches {
-    watches: Vec<Watch>,
+    watches: BTreeMap<u64, Watch>,
+    by_path: HashMap<Arc<str>, BTreeSet<u64>>,
+    by_client: HashMap<u64, Theirs>,
+    last: u64,
+}
+
+/// What one client has registered.
+#[derive(Debug, Default)]
+struct Theirs {
+    watches: BTreeSet<u64>,
+    memory: usize,
 }
 
 /// An event to be told.
@@ -39,103 +55,185 @@ impl Event {
     }
 }
 
-/// An event, and what is said instead when too many wait: that something has changed where the watch is.
-pub type Told = (Event, Event);
+/// An event for a client, and what is said instead when too many wait: that something has changed where the watch is.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Whom it is for.
+    pub client: u64,
+    /// The event.
+    pub event: Event,
+    /// The one that stands for all of its watch.
+    pub instead: Event,
+}
+
+/// What somebody asks to watch.
+pub struct Wish<'a> {
+    /// The connection.
+    pub client: u64,
+    /// Its domain.
+    pub who: Who,
+    /// As given.
+    pub path: &'a [u8],
+    /// As given.
+    pub token: &'a [u8],
+}
 
 impl Watches {
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.watches.len()
+    /// Of one client: how many, and the bytes they take.
+    pub fn of(&self, client: u64) -> (usize, usize) {
+        self.by_client.get(&client).map_or((0, 0), |theirs| (theirs.watches.len(), theirs.memory))
     }
 
-    /// Registers one; the event that it fires at once is returned.
+    /// Registers one; the event that it fires at once is returned. `room` is how many more the domain may have.
     ///
     /// # Errors
-    /// `EEXIST`, `EINVAL` for a bad path, `E2BIG` over the limit (`count` of the whole domain).
-    pub fn add(
-        &mut self,
-        given: &[u8],
-        token: &[u8],
-        domid: u16,
-        count: usize,
-        limits: &Limits,
-    ) -> Result<Event, ErrorName> {
+    /// `EEXIST`, `EINVAL` for a bad path, `E2BIG` without room.
+    pub fn add(&mut self, wish: &Wish<'_>, room: usize, path_max: usize) -> Result<Event, ErrorName> {
         let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(Arc::from).map_err(|_| ErrorName::Einval);
-        let (given, token, path): (Arc<str>, Arc<str>, _) = (text(given)?, text(token)?, watched(given, domid)?);
-        if self.watches.iter().any(|watch| watch.path == path && watch.token == token) {
+        let path: Arc<str> = watched(wish.path, wish.who.domid, path_max)?.into();
+        let (given, token): (Arc<str>, Arc<str>) = (text(wish.path)?, text(wish.token)?);
+        if self.find(wish.client, &path, wish.token).is_some() {
             return Err(ErrorName::Eexist);
         }
-        if domid != 0 && count >= limits.watches {
+        if room == 0 {
             return Err(ErrorName::E2big);
         }
-        self.watches.push(Watch { path, given: Arc::clone(&given), token: Arc::clone(&token) });
-        Ok(Event { path: given, token })
+        self.last += 1;
+        self.by_path.entry(Arc::clone(&path)).or_default().insert(self.last);
+        let event = Event { path: Arc::clone(&given), token: Arc::clone(&token) };
+        let watch = Watch { client: wish.client, who: wish.who, path, given, token };
+        let theirs = self.by_client.entry(wish.client).or_default();
+        theirs.watches.insert(self.last);
+        theirs.memory += watch.memory();
+        self.watches.insert(self.last, watch);
+        Ok(event)
     }
 
     /// Ends one.
     ///
     /// # Errors
     /// `ENOENT` when there is none such, `EINVAL` for a bad path.
-    pub fn remove(&mut self, given: &[u8], token: &[u8], domid: u16) -> Result<(), ErrorName> {
-        let path = watched(given, domid)?;
-        let is_it = |watch: &Watch| watch.path == path && watch.token.as_bytes() == token;
-        let at = self.watches.iter().position(is_it).ok_or(ErrorName::Enoent)?;
-        self.watches.remove(at);
+    pub fn remove(&mut self, wish: &Wish<'_>, path_max: usize) -> Result<(), ErrorName> {
+        let path = watched(wish.path, wish.who.domid, path_max)?;
+        let number = self.find(wish.client, &path, wish.token).ok_or(ErrorName::Enoent)?;
+        self.forget(number);
         Ok(())
     }
 
-    /// Ends all.
-    pub fn clear(&mut self) {
-        self.watches.clear();
+    /// Ends all of one client.
+    pub fn clear(&mut self, client: u64) {
+        let theirs: Vec<u64> = self.theirs(client).map(|(number, _)| number).collect();
+        theirs.into_iter().for_each(|number| self.forget(number));
+    }
+
+    /// From now on a client's watches see what somebody else may see.
+    pub fn become_who(&mut self, client: u64, who: Who) {
+        for number in self.by_client.get(&client).into_iter().flat_map(|theirs| &theirs.watches) {
+            if let Some(watch) = self.watches.get_mut(number) {
+                watch.who = who;
+            }
+        }
     }
 
     /// True when an event that waits has a watch that would fire it now.
-    pub fn covers(&self, event: &Event) -> bool {
-        self.instead_of(event).next().is_some()
+    pub fn covers(&self, client: u64, event: &Event) -> bool {
+        self.instead_of(client, event).next().is_some()
     }
 
-    /// For an event that waits, those that name the watches which would fire it now.
-    pub fn instead_of(&self, event: &Event) -> impl Iterator<Item = Event> {
-        let concerned = self.watches.iter().filter(|watch| {
+    /// For an event that waits, those that name the client's watches which would fire it now.
+    pub fn instead_of(&self, client: u64, event: &Event) -> impl Iterator<Item = Event> {
+        let concerned = self.theirs(client).filter(|(_, watch)| {
             watch.token == event.token && (is_at_or_below(&event.path, &watch.given) || &*watch.given == "/")
         });
-        concerned.map(|watch| told(watch, Arc::clone(&watch.given)).0)
+        concerned.map(|(_, watch)| Event { path: Arc::clone(&watch.given), token: Arc::clone(&watch.token) })
     }
 
-    /// The events that a change means for a domain.
-    pub fn events<'a>(&'a self, change: &'a Change, domid: u16) -> impl Iterator<Item = Told> + 'a {
-        let visible = !self.watches.is_empty() && change.is_visible_to(domid);
-        self.watches.iter().filter(move |_| visible).filter_map(move |watch| {
-            let concerns = match change.exact {
-                true => watch.path == change.path,
-                false => is_at_or_below(&change.path, &watch.path),
+    /// The events that a change means, in the order of registration.
+    pub fn events(&self, change: &Change, tell: &mut (impl FnMut(Told) + ?Sized)) {
+        let mut concerned: Vec<u64> = Vec::new();
+        let mut at = &*change.path;
+        loop {
+            concerned.extend(self.by_path.get(at).into_iter().flatten());
+            if change.exact || at == "/" {
+                break;
+            }
+            at = parent(at);
+        }
+        concerned.sort_unstable();
+        // Most watches in a row are of one domain; who may know is worth asking only once for those.
+        let mut last: Option<(Who, bool)> = None;
+        for watch in concerned.iter().filter_map(|number| self.watches.get(number)) {
+            let visible = match last {
+                Some((who, visible)) if who == watch.who => visible,
+                _ => change.is_visible_to(watch.who),
             };
-            concerns.then(|| told(watch, as_given(watch, &change.path)))
-        })
+            last = Some((watch.who, visible));
+            if visible {
+                tell(told(watch, as_given(watch, &change.path)));
+            }
+        }
     }
 
-    /// The events of one of the special names; who watches everything watches these too.
-    pub fn special<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Told> + 'a {
-        let concerned = self.watches.iter().filter(move |watch| watch.path == name || watch.path == "/");
-        concerned.map(move |watch| told(watch, name.into()))
+    /// The events of one of the special names; who watches everything watches these too. Domains but dom0 may not read
+    /// the special nodes (until Xen 4.22), so they are not told.
+    pub fn special(&self, name: &str, tell: &mut (impl FnMut(Told) + ?Sized)) {
+        let of = |path: &str| self.by_path.get(path).into_iter().flatten();
+        let numbers: BTreeSet<&u64> = of(name).chain(of("/")).collect();
+        let concerned = numbers.into_iter().filter_map(|number| self.watches.get(number));
+        concerned.filter(|watch| watch.who.is_dom0()).for_each(|watch| tell(told(watch, name.into())));
+    }
+
+    fn theirs(&self, client: u64) -> impl Iterator<Item = (u64, &Watch)> {
+        let numbers = self.by_client.get(&client).into_iter().flat_map(|theirs| &theirs.watches);
+        numbers.filter_map(|number| self.watches.get(number).map(|watch| (*number, watch)))
+    }
+
+    fn find(&self, client: u64, path: &str, token: &[u8]) -> Option<u64> {
+        let is_it = |watch: &&u64| {
+            self.watches.get(watch).is_some_and(|watch| watch.client == client && watch.token.as_bytes() == token)
+        };
+        self.by_path.get(path)?.iter().find(is_it).copied()
+    }
+
+    fn forget(&mut self, number: u64) {
+        let Some(watch) = self.watches.remove(&number) else { return };
+        if let Some(numbers) = self.by_path.get_mut(&watch.path) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.by_path.remove(&watch.path);
+            }
+        }
+        if let Some(theirs) = self.by_client.get_mut(&watch.client) {
+            theirs.watches.remove(&number);
+            theirs.memory -= watch.memory();
+            if theirs.watches.is_empty() {
+                self.by_client.remove(&watch.client);
+            }
+        }
+    }
+}
+
+impl Watch {
+    fn memory(&self) -> usize {
+        self.path.len() + self.given.len() + self.token.len() + size_of::<Watch>()
     }
 }
 
 /// What a watch is on: a node, or one of the special names, of which there may be more than we fire.
-fn watched(given: &[u8], domid: u16) -> Result<String, ErrorName> {
-    let Some(name) = given.strip_prefix(b"@") else { return canonical(given, domid) };
-    let name = canonical(name, domid).map(|_| String::from_utf8_lossy(given).into_owned())?;
-    if name.len() > REL_PATH_MAX { Err(ErrorName::Einval) } else { Ok(name) }
+fn watched(given: &[u8], domid: u16, path_max: usize) -> Result<String, ErrorName> {
+    let Some(name) = given.strip_prefix(b"@") else { return canonical(given, domid, path_max) };
+    let name = canonical(name, domid, path_max).map(|_| String::from_utf8_lossy(given).into_owned())?;
+    if name.len() > path_max { Err(ErrorName::Einval) } else { Ok(name) }
 }
 
 fn told(watch: &Watch, path: Arc<str>) -> Told {
     let event = |path| Event { path, token: Arc::clone(&watch.token) };
-    (event(path), event(Arc::clone(&watch.given)))
+    Told { client: watch.client, event: event(path), instead: event(Arc::clone(&watch.given)) }
 }
 
 /// A path in the language of the watch: relative if the watch is.
 fn as_given(watch: &Watch, path: &str) -> Arc<str> {
-    if *watch.given == watch.path {
+    if watch.given == watch.path {
         return path.into();
     }
     format!("{}{}", watch.given, &path[watch.path.len().min(path.len())..]).into()
