@@ -17,10 +17,9 @@ pub fn perform(
     kind: MessageType,
     payload: &[u8],
 ) -> Result<Outcome, ErrorName> {
-    // Everybody may ask what the server has and what is left of its own.
-    let own_quota = kind == MessageType::GetQuota && strings::<2>(payload).is_err();
+    // Everybody may ask what it can count on; the rest is dom0's.
     let own_features = kind == MessageType::GetFeature && payload.len() <= 1;
-    if client.domid != 0 && !own_quota && !own_features {
+    if client.domid != 0 && !own_features {
         return Err(ErrorName::Eacces);
     }
     let answer = match kind {
@@ -55,13 +54,15 @@ pub fn perform(
         }
         MessageType::SetFeature => {
             let [domain, features] = strings(payload)?;
-            known(state, number(domain)?)?;
-            if number::<u32>(features)? & !FEATURES != 0 {
+            let (domid, features): (u16, u32) = (number(domain)?, number(features)?);
+            if features & !FEATURES != 0 {
                 return Err(ErrorName::Einval);
             }
-            OK.to_vec()
+            // A domain's features are settled when it is introduced, and here there is none before that.
+            known(state, domid)?;
+            return Err(ErrorName::Ebusy);
         }
-        MessageType::GetQuota => get_quota(state, client.domid, payload)?,
+        MessageType::GetQuota => get_quota(state, payload)?,
         MessageType::SetQuota => {
             set_quota(state, payload)?;
             OK.to_vec()
@@ -99,27 +100,28 @@ fn quota<'a>(quotas: &'a [Quota], name: &[u8]) -> Result<&'a Quota, ErrorName> {
     quotas.iter().find(|quota| quota.name.as_bytes() == name).ok_or(ErrorName::Einval)
 }
 
-fn get_quota(state: &State, caller: u16, payload: &[u8]) -> Result<Vec<u8>, ErrorName> {
+/// A limit, 0 for none, of a domain or the one for new domains; or the names of all.
+fn get_quota(state: &State, payload: &[u8]) -> Result<Vec<u8>, ErrorName> {
     if payload.len() <= 1 {
         let names: Vec<&str> = QUOTAS.iter().map(|quota| quota.name).collect();
         return Ok(format!("{}\0", names.join(" ")).into_bytes());
     }
     let (mut limits, name) = match (strings::<2>(payload), strings::<1>(payload)) {
         (Ok([domain, name]), _) => (state.domains.limits(known(state, number(domain)?)?), name),
-        (_, Ok([name])) => (state.domains.limits(caller), name),
+        (_, Ok([name])) => (state.domains.limits, name),
         _ => return Err(ErrorName::Einval),
     };
-    Ok(format!("{}\0", (quota(&QUOTAS, name)?.of)(&mut limits)).into_bytes())
+    Ok(format!("{}\0", quota(&QUOTAS, name)?.get(&mut limits)).into_bytes())
 }
 
 fn set_quota(state: &mut State, payload: &[u8]) -> Result<(), ErrorName> {
     if let Ok([name, value]) = strings(payload) {
-        state.domains.set_limit(quota(&QUOTAS, name)?.of, number(value)?);
+        quota(&QUOTAS, name)?.set(&mut state.domains.limits, number(value)?);
         return Ok(());
     }
     let [domain, name, value] = strings(payload)?;
     let domain = state.domains.get_mut(number(domain)?).ok_or(ErrorName::Enoent)?;
-    *(quota(&QUOTAS, name)?.of)(&mut domain.limits) = number(value)?;
+    quota(&QUOTAS, name)?.set(&mut domain.limits, number(value)?);
     Ok(())
 }
 
@@ -141,7 +143,7 @@ fn control(state: &mut State, payload: &[u8]) -> Result<Vec<u8>, ErrorName> {
         [b"quota", domain] => usage(state, number(domain)?),
         [command @ (b"quota" | b"quota-soft"), b"set", name, value] => {
             let quotas: &[Quota] = if command == b"quota" { &QUOTAS } else { &SOFT_QUOTAS };
-            state.domains.set_limit(quota(quotas, name)?.of, number(value)?);
+            state.domains.set_limit(quota(quotas, name)?, number(value)?);
             Ok(OK.to_vec())
         }
         _ => Err(ErrorName::Einval),
@@ -150,7 +152,7 @@ fn control(state: &mut State, payload: &[u8]) -> Result<Vec<u8>, ErrorName> {
 
 fn settings(state: &mut State, quotas: &[Quota]) -> Vec<u8> {
     let limits = &mut state.domains.limits;
-    let lines = quotas.iter().map(|quota| format!("{:<17}: {:8} {}\n", quota.name, (quota.of)(limits), quota.about));
+    let lines = quotas.iter().map(|quota| format!("{:<17}: {:8} {}\n", quota.name, quota.get(limits), quota.about));
     format!("Quota settings:\n{}\0", lines.collect::<String>()).into_bytes()
 }
 

@@ -71,7 +71,7 @@ pub fn perform(
 ) -> Result<Outcome, ErrorName> {
     let kind = MessageType::from_number(header.kind).ok_or(ErrorName::Enosys)?;
     let (domid, limits) = (client.domid, state.domains.limits(client.domid));
-    let is_full = domid != 0 && limits.memory != 0 && usage.memory >= limits.memory;
+    let is_full = domid != 0 && usage.memory >= limits.memory;
     let grows = is_limited(header) && !matches!(kind, MessageType::Rm | MessageType::TransactionEnd);
     if is_full && grows {
         return Err(ErrorName::Enomem);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::perms::Who;
-use super::quota::Limits;
+use super::quota::{Limits, Quota};
 use super::rate::{Credit, Rates};
 
 /// A domain but dom0.
@@ -87,10 +87,10 @@ impl Domains {
         self.get(domid).map_or(self.limits, |domain| domain.limits)
     }
 
-    /// Changes one limit, of everybody.
-    pub fn set_limit(&mut self, of: fn(&mut Limits) -> &mut usize, value: usize) {
-        *of(&mut self.limits) = value;
-        self.known.values_mut().for_each(|domain| *of(&mut domain.limits) = value);
+    /// Changes one limit, of the domains that are there and of those to come.
+    pub fn set_limit(&mut self, quota: &Quota, value: usize) {
+        quota.set(&mut self.limits, value);
+        self.known.values_mut().for_each(|domain| quota.set(&mut domain.limits, value));
     }
 
     /// A domain has written.

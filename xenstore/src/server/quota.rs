@@ -2,7 +2,7 @@
 
 use crate::wire::REL_PATH_MAX;
 
-/// What one domain may use. What is refused, and with which error, is said at each.
+/// What one domain may use, `usize::MAX` for as much as it likes. What is refused, with which error, is said at each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Nodes it owns; `ENOSPC`.
@@ -16,9 +16,8 @@ pub struct Limits {
     /// Nodes touched by a transaction; `ENOSPC`.
     pub transaction_nodes: usize,
     /// Bytes of nodes, watches, transactions and what is not read yet; whatever needs more is refused, `ENOMEM`.
-    /// 0 for no limit.
     pub memory: usize,
-    /// Bytes of the same at which the log says so once; 0 for never.
+    /// Bytes of the same at which the log says so once.
     pub memory_soft: usize,
     /// Bytes of a node: value, permissions, names of children; `ENOSPC`.
     pub node_size: usize,
@@ -54,8 +53,19 @@ pub struct Quota {
     pub name: &'static str,
     /// What it limits.
     pub about: &'static str,
-    /// The limit.
-    pub of: fn(&mut Limits) -> &mut usize,
+    of: fn(&mut Limits) -> &mut usize,
+}
+
+impl Quota {
+    /// The limit; 0 for none.
+    pub fn get(&self, limits: &mut Limits) -> usize {
+        Some(*(self.of)(limits)).filter(|limit| *limit != usize::MAX).unwrap_or(0)
+    }
+
+    /// Sets it; 0 for none.
+    pub fn set(&self, limits: &mut Limits, limit: usize) {
+        *(self.of)(limits) = if limit == 0 { usize::MAX } else { limit };
+    }
 }
 
 /// The limits that `xenstore-control quota` shows.

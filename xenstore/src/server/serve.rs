@@ -225,7 +225,7 @@ impl Server {
             usage.memory += memory + transactions + client.unread();
         }
         let soft = domain.limits.memory_soft;
-        if soft != 0 && (usage.memory >= soft) != domain.is_fat {
+        if (usage.memory >= soft) != domain.is_fat {
             domain.is_fat = !domain.is_fat;
             let memory = usage.memory;
             tracing::warn!(domid, memory, soft, above = domain.is_fat, "a domain passed its soft limit of memory");
