@@ -4,7 +4,6 @@
 mod daemon;
 
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -60,15 +59,12 @@ fn debian_s_own_watch_works() {
 
 #[test]
 fn xen_s_own_test_passes() {
-    // From xen-utils, which is not for every machine; the lab unpacks it beside itself.
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/root/usr/lib/xen-4.17/bin/test-xenstore");
-    let places = [PathBuf::from("/usr/lib/xen-4.17/bin/test-xenstore"), beside];
-    let Some(program) = places.iter().find(|place| place.exists()) else {
-        eprintln!("skipped: no test-xenstore (apt-get install xen-utils-4.17, or run the lab once)");
-        return;
+    let Some(program) = daemon::xen_utils("test-xenstore") else {
+        return daemon::skip("test-xenstore", "xen-utils-4.17 is neither installed nor fetched by the lab");
     };
     let daemon = Daemon::new();
-    for arguments in [&["-i", "500"][..], &["-r", "2"]] {
+    let (iterations, seconds) = if daemon::is_long() { ("10000", "60") } else { ("1000", "3") };
+    for arguments in [&["-i", iterations][..], &["-r", seconds]] {
         let output = tool(&daemon, program.to_str().unwrap(), arguments);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));

@@ -1,8 +1,9 @@
 //! A daemon for a test.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use xenstore::server::{Limits, Server, ServerHandle};
@@ -49,6 +50,26 @@ impl Drop for Daemon {
         self.handle.stop();
         self.thread.take().unwrap().join().unwrap();
     }
+}
+
+/// Says that a test could not run, where `tests/run` finds and counts it: past what the harness captures.
+pub fn skip(case: &str, reason: &str) {
+    // Without a stderr nobody is there to read it.
+    let _ = std::io::stderr().write_all(format!("\nSKIP {case}: {reason}\n").as_bytes());
+}
+
+/// True for the long counts that the issues name; a tenth of them otherwise.
+pub fn is_long() -> bool {
+    std::env::var_os("WINDSOR_LONG").is_some()
+}
+
+/// A file of Debian's xen-utils-4.17, which is not for every machine: installed, or as the lab unpacked it.
+pub fn xen_utils(name: &str) -> Option<PathBuf> {
+    let installed = Path::new("/usr/lib/xen-4.17/bin").join(name);
+    let lab = |place: &str| Path::new(place).join("lab/root/usr/lib/xen-4.17/bin").join(name);
+    let of_target = lab(concat!(env!("CARGO_TARGET_TMPDIR"), "/.."));
+    let of_checkout = lab(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"));
+    [installed, of_target, of_checkout].into_iter().find(|path| path.exists())
 }
 
 /// The error that a daemon answered with.
