@@ -123,6 +123,7 @@ fn memory_is_bounded_whatever_it_is_used_for() {
     let in_transaction = guest.transaction(|tx| (0..1000).try_for_each(|n| tx.write(&format!("data/{n}"), &[1; 1000])));
     assert_eq!(refused(in_transaction), ErrorName::Enomem);
     assert_eq!(guest.directory("data").unwrap(), Vec::<String>::new());
+    guest.unwatch("data", "w").unwrap();
     assert_eq!(fill(&mut guest), nodes, "all of it is back");
 }
 

@@ -4,7 +4,7 @@ use super::connection::Connection;
 use super::control;
 use super::domains::Domains;
 use super::operations::{self as op, Caller, canonical};
-use super::transaction::{Inside, Overlay};
+use super::transaction::{Inside, Order, Overlay};
 use super::tree::{Change, Look, Tree, View};
 use super::watch::{Event, Watches, Wish};
 use crate::Permission;
@@ -107,7 +107,7 @@ pub fn perform(
             };
             let overlay = client.transactions.remove(&header.transaction).ok_or(ErrorName::Enoent)?;
             if commit {
-                effects.changes = overlay.commit(&mut state.tree, &Caller { who, limits })?;
+                effects.changes = overlay.commit(&mut state.tree, &Caller { who, limits }, Order::Seen)?;
             }
             OK.to_vec()
         }
@@ -119,17 +119,19 @@ pub fn perform(
             let caller = Caller { who, limits };
             if header.transaction != 0 {
                 let overlay = client.transactions.get_mut(&header.transaction).ok_or(ErrorName::Enoent)?;
+                let answer = changing_or_reading(&mut Inside { overlay, tree: &state.tree }, kind, payload, &caller);
                 if domid != 0 && overlay.len() > limits.transaction_nodes {
+                    overlay.fail();
                     return Err(ErrorName::Enospc);
                 }
-                changing_or_reading(&mut Inside { overlay, tree: &state.tree }, kind, payload, &caller)?
+                answer?
             } else if is_reading(kind) {
                 reading(&mut &state.tree, kind, payload, &caller)?
             } else {
                 let mut overlay = Overlay::default();
                 let view = &mut Inside { overlay: &mut overlay, tree: &state.tree };
                 let answer = changing_or_reading(view, kind, payload, &caller)?;
-                effects.changes = overlay.commit(&mut state.tree, &caller)?;
+                effects.changes = overlay.commit(&mut state.tree, &caller, Order::Done)?;
                 answer
             }
         }

@@ -35,7 +35,7 @@ pub struct Domains {
 impl Domains {
     /// None but dom0.
     pub fn new(limits: Limits) -> Domains {
-        Domains { known: BTreeMap::new(), limits, rates: Rates::default() }
+        Domains { known: BTreeMap::new(), limits, rates: Rates::new(limits.write_rate) }
     }
 
     /// One comes.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::operations::{self as op, Caller};
 use super::perms::Who;
 use super::quota::Limits;
-use super::transaction::{Inside, Overlay};
+use super::transaction::{Inside, Order, Overlay};
 use super::tree::{Tree, parent};
 use crate::Permission;
 use crate::wire::ErrorName;
@@ -113,7 +113,7 @@ fn concurrent_transactions_mean_what_they_mean_one_after_the_other() {
             continue;
         }
         let Open { caller, overlay, done } = open.swap_remove(at);
-        match overlay.commit(&mut tree, &caller) {
+        match overlay.commit(&mut tree, &caller, Order::Seen) {
             Err(error) => {
                 assert_eq!(error, ErrorName::Eagain);
                 refused += 1;
@@ -125,7 +125,7 @@ fn concurrent_transactions_mean_what_they_mean_one_after_the_other() {
                     let now = perform(operation, &mut again, &mut model, &caller);
                     assert_eq!(&now, answer, "step {step}: {operation:?} of {done:?}");
                 }
-                again.commit(&mut model, &caller).unwrap();
+                again.commit(&mut model, &caller, Order::Seen).unwrap();
             }
         }
         if step % 50 == 0 {
@@ -146,11 +146,11 @@ fn a_quota_at_any_step_leaves_the_store_as_it_was() {
         perform(&Operation::Mkdir("/d".into()), &mut setup, &mut tree, &dom0).unwrap();
         let both = vec![Permission::both(0)];
         perform(&Operation::SetPerms("/d".into(), both), &mut setup, &mut tree, &dom0).unwrap();
-        setup.commit(&mut tree, &dom0).unwrap();
+        setup.commit(&mut tree, &dom0, Order::Seen).unwrap();
         let before = content(&tree);
         let mut overlay = Overlay::default();
         let made = perform(&Operation::Write("/d/e/f/g".into(), 1), &mut overlay, &mut tree, &guest);
-        overlay.commit(&mut tree, &guest).unwrap();
+        overlay.commit(&mut tree, &guest, Order::Seen).unwrap();
         assert_eq!(made.is_ok(), room >= 3, "{made:?}");
         assert_eq!(content(&tree) == before, room < 3);
         check(&tree);

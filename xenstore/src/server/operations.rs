@@ -54,9 +54,15 @@ impl Caller {
 fn existing(view: &mut (impl Look + ?Sized), path: &str, caller: &Caller, need: Need) -> Result<Arc<Node>, ErrorName> {
     match view.get(path) {
         Some(node) if permits(&node, caller.who, need) => Ok(node),
-        Some(_) => Err(ErrorName::Eacces),
-        None => Err(missing(view, path, caller.who, need)),
+        there => Err(refused(view, path, caller, need, there.is_some())),
     }
+}
+
+/// Why a node is not given. What is above it is looked at in any case, as the C daemon does: in a transaction a change
+/// there is a conflict.
+fn refused(view: &mut (impl Look + ?Sized), path: &str, caller: &Caller, need: Need, there: bool) -> ErrorName {
+    let of_missing = missing(view, path, caller.who, need);
+    if there { ErrorName::Eacces } else { of_missing }
 }
 
 /// READ.
@@ -77,7 +83,9 @@ pub fn get_perms(view: &mut dyn Look, path: &str, caller: &Caller) -> Result<Arc
 /// WRITE; missing parents are made.
 pub fn write(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Result<(), ErrorName> {
     let node = match view.get(path) {
-        Some(node) if !permits(&node, caller.who, Need::Write) => return Err(ErrorName::Eacces),
+        Some(node) if !permits(&node, caller.who, Need::Write) => {
+            return Err(refused(view, path, caller, Need::Write, true));
+        }
         Some(node) => Node { value: value.into(), ..Node::clone(&node) },
         None => return create(view, path, value, caller),
     };
@@ -90,7 +98,7 @@ pub fn write(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> 
 /// MKDIR; nothing happens when there is such a node.
 pub fn mkdir(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorName> {
     match view.get(path) {
-        Some(node) if !permits(&node, caller.who, Need::Write) => Err(ErrorName::Eacces),
+        Some(node) if !permits(&node, caller.who, Need::Write) => Err(refused(view, path, caller, Need::Write, true)),
         Some(_) => Ok(()),
         None => create(view, path, &[], caller),
     }
@@ -136,18 +144,20 @@ fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Res
     Ok(())
 }
 
-/// RM: a node and all below it. Watches hear of the lowest nodes first.
+/// RM: a node and all below it. Watches hear of the node itself, then of the lowest first.
 pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorName> {
     let node = match view.get(path) {
-        Some(node) if !permits(&node, caller.who, Need::Write) => return Err(ErrorName::Eacces),
-        Some(_) if path == "/" => return Err(ErrorName::Einval),
-        Some(node) => node,
-        None => {
-            let error = missing(view, path, caller.who, Need::Write);
+        Some(node) if permits(&node, caller.who, Need::Write) => node,
+        there => {
+            let error = refused(view, path, caller, Need::Write, there.is_some());
             // One that is not there is removed already, if there is a place where it could have been.
             return if error == ErrorName::Enoent && view.get(parent(path)).is_some() { Ok(()) } else { Err(error) };
         }
     };
+    if path == "/" {
+        return Err(ErrorName::Einval);
+    }
+    view.fire(path, false);
     // A stack of its own: a peer decides how deep it goes.
     let mut open: Vec<(String, Arc<Node>, usize)> = vec![(path.to_owned(), node, 0)];
     while let Some((at, node, done)) = open.last_mut() {
@@ -157,7 +167,9 @@ pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorN
             open.extend(view.get(&below).map(|child| (below, child, 0)));
         } else if let Some((at, ..)) = open.pop() {
             view.remove(&at);
-            view.fire(&at, at != path);
+            if at != path {
+                view.fire(&at, true);
+            }
         }
     }
     if let Some(above) = view.get(parent(path)) {
@@ -186,7 +198,7 @@ pub fn set_perms(view: &mut dyn View, path: &str, perms: Vec<Permission>, caller
 }
 
 fn check_size(node: &Node, caller: &Caller) -> Result<(), ErrorName> {
-    if caller.is_limited() && node.size() > caller.limits.node_size {
+    if caller.is_limited() && node.size() >= caller.limits.node_size {
         return Err(ErrorName::Enospc);
     }
     Ok(())

@@ -19,12 +19,14 @@ pub struct Limits {
     pub memory: usize,
     /// Bytes of the same at which the log says so once.
     pub memory_soft: usize,
-    /// Bytes of a node: value, permissions, names of children; `ENOSPC`.
+    /// Bytes of a node, which has to be smaller: value, permissions, names of children; `ENOSPC`.
     pub node_size: usize,
     /// Bytes of a path, not counting `/local/domain/NUMBER/`; `EINVAL`.
     pub path_max: usize,
     /// Permission entries of a node; `ENOSPC`.
     pub permissions: usize,
+    /// Writes per second that all domains share while a transaction is open; a domain that has had its share waits.
+    pub write_rate: usize,
     /// Connections; one more is closed at once. The C daemon has one per domain.
     pub connections: usize,
 }
@@ -42,6 +44,7 @@ impl Default for Limits {
             node_size: 2048,
             path_max: REL_PATH_MAX,
             permissions: 5,
+            write_rate: 200,
             connections: 64,
         }
     }

@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 
 /// All amounts are thousandths of a write, so that whole milliseconds earn whole amounts.
 const WRITE: i64 = 1000;
-/// Earned per second by all domains together.
-const RATE: i64 = 200 * WRITE;
 /// A domain saves at most this.
 const BURST: i64 = 10 * WRITE;
 /// The reserve holds at most this.
@@ -32,8 +30,10 @@ impl Credit {
 }
 
 /// What all domains share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rates {
+    /// Earned per millisecond by all domains together; none for no limit at all.
+    rate: Option<i64>,
     reserve: i64,
     domains: u32,
     /// Open transactions of everybody, dom0 included.
@@ -48,6 +48,14 @@ fn give(from: &mut i64, floor: i64, to: &mut i64, ceiling: i64) {
 }
 
 impl Rates {
+    /// Nobody is there. So many writes are earned per second, `usize::MAX` for as many as anybody likes.
+    pub fn new(per_second: usize) -> Rates {
+        // Fewer than one per second would be a standstill, more than a million are no limit.
+        let limit = per_second.clamp(1, 1_000_000) as i64;
+        let rate = (per_second < 1_000_000).then_some(limit * WRITE / 1000);
+        Rates { rate, reserve: 0, domains: 0, transactions: 0 }
+    }
+
     /// A domain has come.
     pub fn introduced(&mut self, now: Instant) -> Credit {
         self.domains += 1;
@@ -64,7 +72,7 @@ impl Rates {
 
     /// A domain has written, or committed. Its own transaction is not open any more.
     pub fn written(&mut self, credit: &mut Credit, now: Instant) {
-        if self.transactions > 0 {
+        if self.transactions > 0 && self.rate.is_some() {
             self.earn(credit, now);
             credit.left -= WRITE;
         }
@@ -77,14 +85,15 @@ impl Rates {
         }
         self.earn(credit, now);
         let missing = u64::try_from(-credit.left).ok().filter(|missing| *missing > 0)?;
-        Some(Duration::from_millis(missing * u64::from(self.domains.max(1)) / (RATE / 1000) as u64 / 1000 + 1))
+        let rate = u64::try_from(self.rate?).unwrap_or(1);
+        Some(Duration::from_millis(missing * u64::from(self.domains.max(1)) / rate + 1))
     }
 
     fn earn(&mut self, credit: &mut Credit, now: Instant) {
         // More than a day earns no more than a day: the burst is full long before.
         let elapsed = now.saturating_duration_since(credit.at).as_millis().min(86_400_000) as i64;
         credit.at += Duration::from_millis(elapsed as u64);
-        credit.left += elapsed * (RATE / 1000) / i64::from(self.domains.max(1));
+        credit.left += elapsed * self.rate.unwrap_or(0) / i64::from(self.domains.max(1));
         if credit.left < 0 {
             give(&mut self.reserve, 0, &mut credit.left, 0);
         }
@@ -112,7 +121,7 @@ mod tests {
     #[test]
     fn two_hundred_a_second_are_shared_and_only_while_a_transaction_is_open() {
         let start = Instant::now();
-        let mut rates = Rates { transactions: 1, ..Rates::default() };
+        let mut rates = Rates { transactions: 1, ..Rates::new(200) };
         let mut storm = rates.introduced(start);
         let _idle = rates.introduced(start);
         let writes = writes_in(&mut rates, &mut storm, start, 10_000);
@@ -127,7 +136,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_bounded_and_helps_others() {
         let start = Instant::now();
-        let mut rates = Rates { transactions: 1, ..Rates::default() };
+        let mut rates = Rates { transactions: 1, ..Rates::new(200) };
         let (mut quiet, mut storm) = (rates.introduced(start), rates.introduced(start));
         let day = start + Duration::from_secs(86_400);
         rates.earn(&mut quiet, day);

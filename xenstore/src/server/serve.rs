@@ -83,29 +83,39 @@ impl Server {
     /// # Errors
     /// When waiting itself fails.
     pub fn run(mut self) -> io::Result<()> {
+        while self.turn(true)?.is_some() {}
+        Ok(())
+    }
+
+    /// One round: takes what is there, or `wait`s for something. Tells for how many it had something to do; `None` when
+    /// the handle has asked for the end.
+    ///
+    /// # Errors
+    /// When waiting itself fails.
+    pub fn turn(&mut self, wait: bool) -> io::Result<Option<usize>> {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 64];
-        loop {
-            let timeout = self.held_for().and_then(|wait| Timespec::try_from(wait).ok());
-            let ready: Vec<(u64, EventFlags)> = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
-                Ok((events, _)) => events.iter().map(|event| (event.data.u64(), event.flags)).collect(),
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            for (number, flags) in ready {
-                if number == BELL {
-                    if self.obey() {
-                        return Ok(());
-                    }
-                } else if self.listeners.contains_key(&number) {
-                    self.accept(number);
-                } else if flags.contains(EventFlags::HUP) && self.held.contains(&number) {
-                    self.forget(number);
-                } else {
-                    self.serve(number);
+        let timeout = if wait { self.held_for() } else { Some(Duration::ZERO) };
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let ready: Vec<(u64, EventFlags)> = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok((events, _)) => events.iter().map(|event| (event.data.u64(), event.flags)).collect(),
+            Err(Errno::INTR) => return Ok(Some(0)),
+            Err(error) => return Err(error.into()),
+        };
+        for (number, flags) in &ready {
+            if *number == BELL {
+                if self.obey() {
+                    return Ok(None);
                 }
+            } else if self.listeners.contains_key(number) {
+                self.accept(*number);
+            } else if flags.contains(EventFlags::HUP) && self.held.contains(number) {
+                self.forget(*number);
+            } else {
+                self.serve(*number);
             }
-            self.release_held();
         }
+        self.release_held();
+        Ok(Some(ready.len()))
     }
 
     /// Does what the host asks; true when it asks for the end.

@@ -14,7 +14,7 @@ use super::dispatch::{OK, reset};
 use super::operations::{Caller, rm};
 use super::perms::Who;
 use super::serve::Server;
-use super::transaction::{Inside, Overlay};
+use super::transaction::{Inside, Order, Overlay};
 use crate::wire::ErrorName;
 
 /// A socket that clients connect to.
@@ -89,7 +89,7 @@ impl Server {
             let (mut overlay, tree) = (Overlay::default(), &mut self.state.tree);
             // One may have gone with another: nothing to remove then, and nothing that changes.
             let removed = rm(&mut Inside { overlay: &mut overlay, tree }, &root, &caller);
-            match removed.and_then(|()| overlay.commit(tree, &caller)) {
+            match removed.and_then(|()| overlay.commit(tree, &caller, Order::Done)) {
                 Ok(changes) => self.fire(&changes),
                 Err(error) => tracing::debug!(%error, root, "went with another node"),
             }

@@ -18,11 +18,25 @@ struct Touched {
     before: Option<Arc<Node>>,
     now: Option<Arc<Node>>,
     changed: bool,
-    /// What watches hear of it: nothing, or whether only those on this very node.
-    fires: Option<Exact>,
+    /// What watches hear of it, if anything.
+    fires: Option<Fire>,
 }
 
-type Exact = bool;
+struct Fire {
+    /// Which of the overlay's events it is, counted from the first.
+    at: usize,
+    /// Only watches on this very node hear of it.
+    exact: bool,
+}
+
+/// In which order watches hear of what is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As it was done: of a single operation.
+    Done,
+    /// As the nodes were first looked at: of a transaction.
+    Seen,
+}
 
 /// What a transaction has seen and done.
 #[derive(Default)]
@@ -30,12 +44,20 @@ pub struct Overlay {
     touched: HashMap<Box<str>, Touched>,
     owned: HashMap<u16, isize>,
     memory: usize,
+    fires: usize,
+    /// A limit was hit in the middle of an operation: it cannot commit any more.
+    failed: bool,
 }
 
 impl Overlay {
     /// Nodes it has touched.
     pub fn len(&self) -> usize {
         self.touched.len()
+    }
+
+    /// Never to be committed: something that was asked for was refused half-way.
+    pub fn fail(&mut self) {
+        self.failed = true;
     }
 
     /// Bytes that it keeps beside the store.
@@ -46,9 +68,12 @@ impl Overlay {
     /// Applies it and tells what watches hear of, one change per node.
     ///
     /// # Errors
-    /// `EAGAIN` when somebody has interfered, `ENOSPC` when it, with what others have done meanwhile, is more than the
-    /// caller may own. Nothing is applied then.
-    pub fn commit(self, tree: &mut Tree, caller: &Caller) -> Result<Vec<Change>, ErrorName> {
+    /// `ENOMEM` when it has failed, `EAGAIN` when somebody has interfered, `ENOSPC` when it, with what others have done
+    /// meanwhile, is more than the caller may own. Nothing is applied then.
+    pub fn commit(self, tree: &mut Tree, caller: &Caller, order: Order) -> Result<Vec<Change>, ErrorName> {
+        if self.failed {
+            return Err(ErrorName::Enomem);
+        }
         let generation = |touched: &Touched| touched.before.as_ref().map(|node| node.generation);
         if self.touched.iter().any(|(path, touched)| tree.generation(path) != generation(touched)) {
             return Err(ErrorName::Eagain);
@@ -61,13 +86,18 @@ impl Overlay {
         }
         let mut touched: Vec<(Box<str>, Touched)> =
             self.touched.into_iter().filter(|(_, touched)| touched.changed).collect();
-        touched.sort_unstable_by_key(|(_, touched)| touched.at);
+        touched.sort_unstable_by_key(|(_, touched)| match (order, &touched.fires) {
+            (Order::Done, Some(fire)) => fire.at,
+            // What nobody hears of may come last, or first.
+            (Order::Done, None) => usize::MAX,
+            (Order::Seen, _) => touched.at,
+        });
         let parents: Vec<Option<Arc<Node>>> = touched.iter().map(|(path, _)| tree.get(parent(path)).cloned()).collect();
         let mut changes = Vec::new();
         for ((path, touched), parent_before) in touched.into_iter().zip(parents) {
-            if let Some(exact) = touched.fires {
+            if let Some(fire) = touched.fires {
                 let known_to = [touched.before, touched.now.clone(), parent_before];
-                changes.push(Change { path: path.to_string(), exact, known_to });
+                changes.push(Change { path: path.to_string(), exact: fire.exact, known_to });
             }
             match touched.now {
                 Some(node) => tree.put(&path, Arc::unwrap_or_clone(node)),
@@ -141,9 +171,12 @@ impl View for Inside<'_> {
     }
 
     fn fire(&mut self, path: &str, exact: bool) {
-        let touched = self.touch(path);
+        let at = self.overlay.fires;
+        self.overlay.fires += 1;
         // An event for the node and all below it says more than one for the node alone.
-        touched.fires = Some(exact && touched.fires.unwrap_or(true));
+        let fires = &mut self.touch(path).fires;
+        let exact = exact && fires.as_ref().is_none_or(|fire| fire.exact);
+        *fires = Some(Fire { at, exact });
     }
 
     fn owned(&self, domid: u16) -> usize {

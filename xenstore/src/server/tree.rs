@@ -32,9 +32,9 @@ impl Node {
         self.perms.first().map_or(0, |permission| permission.domid)
     }
 
-    /// Bytes that count against the quota of a node: value, permissions and the children's names.
+    /// Bytes that count against the quota of a node, as the C daemon stores it: a header, permissions, value, names.
     pub fn size(&self) -> usize {
-        self.value.len() + self.perms.len() * 4 + self.children.as_bytes().len()
+        24 + self.perms.len() * 8 + self.value.len() + self.children.as_bytes().len()
     }
 
     /// Bytes that count against the memory of its owner.
@@ -85,11 +85,15 @@ impl Look for &Tree {
 }
 
 impl Tree {
-    /// A store with a root that everybody may read and dom0 owns.
+    /// A store with what the C daemon begins with; nobody but dom0 may look at any of it.
     pub fn new() -> Tree {
         let mut tree = Tree { nodes: HashMap::new(), owned: HashMap::new(), generation: 0 };
-        let perms: Arc<[Permission]> = [Permission::read(0)].into();
-        tree.put("/", Node::new(&[], perms));
+        let perms: Arc<[Permission]> = [Permission::none(0)].into();
+        for (path, child) in [("/", Some("tool")), ("/tool", Some("xenstored")), ("/tool/xenstored", None)] {
+            let mut node = Node::new(&[], Arc::clone(&perms));
+            child.into_iter().for_each(|child| node.children.push(child));
+            tree.put(path, node);
+        }
         tree
     }
 
