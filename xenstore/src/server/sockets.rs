@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, socketpair,
+};
 
 use super::connection::Connection;
 use super::dispatch::{OK, reset};
@@ -46,8 +48,24 @@ impl Server {
         Ok(number)
     }
 
-    /// A domain comes, with a socket of its own.
-    pub(super) fn introduce(&mut self, domid: u16, path: &Path) -> io::Result<()> {
+    /// A connection as a domain that is there, or as dom0, without a socket in the file system.
+    ///
+    /// # Errors
+    /// `ENOENT` for a domain that is not there; what the kernel says.
+    pub fn connect(&mut self, domid: u16) -> io::Result<OwnedFd> {
+        if !self.state.domains.contains(domid) {
+            return Err(Errno::NOENT.into());
+        }
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        self.admit(theirs, domid)?;
+        Ok(ours)
+    }
+
+    /// A domain comes, with a socket of its own; `@introduceDomain` fires.
+    ///
+    /// # Errors
+    /// What binding said; `EEXIST` for a domain that is there.
+    pub fn introduce(&mut self, domid: u16, path: &Path) -> io::Result<()> {
         if self.state.domains.contains(domid) {
             return Err(Errno::EXIST.into());
         }
