@@ -19,11 +19,20 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn new() -> Daemon {
+        Daemon::with(Limits::default())
+    }
+
+    pub fn with(limits: Limits) -> Daemon {
+        Daemon::with_stack(limits, 2 << 20)
+    }
+
+    /// With so many bytes for the server's calls.
+    pub fn with_stack(limits: Limits, stack: usize) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
-        let (mut server, handle) = Server::new(Limits::default()).unwrap();
+        let (mut server, handle) = Server::new(limits).unwrap();
         server.listen(&dir.path().join("socket")).unwrap();
-        let thread = Some(std::thread::spawn(move || server.run().unwrap()));
-        Daemon { dir, handle, thread }
+        let thread = std::thread::Builder::new().stack_size(stack).spawn(move || server.run().unwrap()).unwrap();
+        Daemon { dir, handle, thread: Some(thread) }
     }
 
     pub fn socket(&self) -> PathBuf {
