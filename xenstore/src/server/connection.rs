@@ -118,6 +118,12 @@ impl Connection {
             Ok(_) => error(&ErrorName::E2big),
             Err(name) => error(name),
         };
+        // What the request itself has fired comes before its answer, as it does with the C daemon.
+        if self.output.is_empty() {
+            while let Some(event) = self.next_waiting() {
+                self.put_event(&event);
+            }
+        }
         if let Some(bytes) = message(kind, to.request, to.transaction, &[&payload]) {
             self.output.extend(bytes);
             self.answers.push_back(self.sent + self.output.len() as u64);
@@ -127,10 +133,6 @@ impl Connection {
     /// Tells an event; one that waits already is not told twice. When more than `most` bytes of them wait, each is
     /// replaced by one that names its watch: the client looks at all of that again, and has lost nothing.
     pub fn tell(&mut self, told: Told, most: usize, watches: &Watches) {
-        if self.output.is_empty() && self.waiting.is_empty() {
-            self.put_event(&told.event);
-            return;
-        }
         if !self.merged && self.waiting_bytes + told.event.len() > most {
             self.merged = true;
             let waiting = std::mem::take(&mut self.waiting);
@@ -158,7 +160,7 @@ impl Connection {
     }
 
     fn put_event(&mut self, event: &Event) {
-        let parts: [&[u8]; 4] = [event.path.as_bytes(), b"\0", event.token.as_bytes(), b"\0"];
+        let parts: [&[u8]; 4] = [&event.path, b"\0", &event.token, b"\0"];
         // Path and token came in one message, so they fit one; a long path below a long token does not, and C drops it.
         if let Some(bytes) = message(MessageType::WatchEvent as u32, 0, 0, &parts) {
             self.output.extend(bytes);
@@ -181,14 +183,19 @@ impl Connection {
                 }
             }
             self.answers.clear();
-            let Some(event) = self.waiting.pop_front() else {
+            let Some(event) = self.next_waiting() else {
                 self.merged = false;
                 return Ok(());
             };
-            self.known.remove(&event);
-            self.waiting_bytes -= event.len();
             self.put_event(&event);
         }
+    }
+
+    fn next_waiting(&mut self) -> Option<Event> {
+        let event = self.waiting.pop_front()?;
+        self.known.remove(&event);
+        self.waiting_bytes -= event.len();
+        Some(event)
     }
 
     /// Bytes the client has not taken.

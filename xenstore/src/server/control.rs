@@ -1,7 +1,6 @@
 //! What only dom0 may ask: about domains, and about the daemon itself. The operations on features and quotas are those
 //! of Xen 4.22; the C daemon of 4.17 answers them with `ENOSYS`.
 
-use super::connection::Connection;
 use super::dispatch::{OK, Outcome, State, number, strings};
 use super::quota::{QUOTAS, Quota, SOFT_QUOTAS};
 use super::tree::parent;
@@ -10,18 +9,20 @@ use crate::wire::{ErrorName, MessageType};
 /// Features of the ring page (`XENSTORE_SERVER_FEATURE_*`) that we have: a Unix socket has none of them.
 const FEATURES: u32 = 0;
 
-/// Does what a request asks that is neither about nodes nor about the client itself.
-pub fn perform(
-    state: &mut State,
-    client: &Connection,
-    kind: MessageType,
-    payload: &[u8],
-) -> Result<Outcome, ErrorName> {
-    // Everybody may ask what it can count on; the rest is dom0's.
-    let own_features = kind == MessageType::GetFeature && payload.len() <= 1;
-    if client.domid != 0 && !own_features {
-        return Err(ErrorName::Eacces);
+/// True for what domains may not ask. What they can count on, everybody may.
+pub fn is_for_dom0(kind: MessageType, payload: &[u8]) -> bool {
+    use MessageType::*;
+    match kind {
+        GetFeature => payload.len() > 1,
+        Control | Introduce | Release | IsDomainIntroduced | Resume | SetTarget | SetFeature | GetQuota | SetQuota => {
+            true
+        }
+        _ => false,
     }
+}
+
+/// Does what a request asks that is neither about nodes nor about the client itself.
+pub fn perform(state: &mut State, kind: MessageType, payload: &[u8]) -> Result<Outcome, ErrorName> {
     let answer = match kind {
         MessageType::IsDomainIntroduced => {
             let [domain] = strings(payload)?;
@@ -31,7 +32,7 @@ pub fn perform(
         MessageType::Introduce => {
             let [domain, _frame, port] = strings(payload)?;
             let (domid, port): (u16, u32) = (number(domain)?, number(port)?);
-            return if domid == 0 || port == 0 { Err(ErrorName::Einval) } else { Ok(Outcome::Introduce(domid)) };
+            return if port == 0 { Err(ErrorName::Einval) } else { Ok(Outcome::Introduce(domid)) };
         }
         MessageType::Release => return Ok(Outcome::Release(existing(state, payload)?)),
         // A domain that was shut down is one that is gone here, so there is nothing to be told of again.

@@ -71,10 +71,21 @@ pub fn perform(
 ) -> Result<Outcome, ErrorName> {
     let kind = MessageType::from_number(header.kind).ok_or(ErrorName::Enosys)?;
     let (domid, limits) = (client.domid, state.domains.limits(client.domid));
+    if kind == MessageType::WatchEvent || kind == MessageType::Error {
+        return Err(ErrorName::Enosys);
+    }
     let is_full = domid != 0 && usage.memory >= limits.memory;
     let grows = is_limited(header) && !matches!(kind, MessageType::Rm | MessageType::TransactionEnd);
     if is_full && grows {
         return Err(ErrorName::Enomem);
+    }
+    if control::is_for_dom0(kind, payload) && domid != 0 {
+        return Err(ErrorName::Eacces);
+    }
+    let ignores_transactions = matches!(kind, MessageType::Watch | MessageType::Unwatch);
+    let inside = Some(header.transaction).filter(|id| *id != 0 && !ignores_transactions);
+    if inside.is_some_and(|id| !client.transactions.contains_key(&id)) {
+        return Err(ErrorName::Enoent);
     }
     let who = state.domains.who(domid);
     let answer = match kind {
@@ -135,8 +146,7 @@ pub fn perform(
                 answer
             }
         }
-        MessageType::WatchEvent | MessageType::Error => return Err(ErrorName::Enosys),
-        _ => return control::perform(state, client, kind, payload),
+        _ => return control::perform(state, kind, payload),
     };
     Ok(Outcome::Answer(answer))
 }
@@ -150,8 +160,7 @@ pub fn reset(watches: &mut Watches, client: &mut Connection) {
 
 fn start(client: &mut Connection, inside: u32, room: bool) -> Result<Vec<u8>, ErrorName> {
     if inside != 0 {
-        let open = client.transactions.contains_key(&inside);
-        return Err(if open { ErrorName::Ebusy } else { ErrorName::Enoent });
+        return Err(ErrorName::Ebusy);
     }
     if !room {
         return Err(ErrorName::Enospc);
@@ -215,6 +224,13 @@ fn changing_or_reading(
 }
 
 fn changing(view: &mut dyn View, kind: MessageType, payload: &[u8], caller: &Caller) -> Result<Vec<u8>, ErrorName> {
+    if kind == MessageType::SetPerms {
+        // The entries are counted before anything else is looked at.
+        let entries = payload.iter().filter(|byte| **byte == 0).count().saturating_sub(1);
+        if entries > 0 && caller.is_limited() && entries > caller.limits.permissions {
+            return Err(ErrorName::Enospc);
+        }
+    }
     let (path, rest) = path_and_rest(payload, caller)?;
     match kind {
         MessageType::Write => op::write(view, &path, rest, caller)?,

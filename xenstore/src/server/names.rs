@@ -44,7 +44,8 @@ impl Names {
         })
     }
 
-    fn find(&self, name: &str) -> Option<usize> {
+    /// Where in the listing a name begins.
+    pub fn find(&self, name: &str) -> Option<usize> {
         let whole = [name.as_bytes(), b"\0"].concat();
         if self.0.starts_with(&whole) {
             return Some(0);

@@ -46,7 +46,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    fn is_limited(&self) -> bool {
+    /// True for everybody but dom0.
+    pub fn is_limited(&self) -> bool {
         !self.who.is_dom0()
     }
 }
@@ -144,7 +145,7 @@ fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Res
     Ok(())
 }
 
-/// RM: a node and all below it. Watches hear of the node itself, then of the lowest first.
+/// RM: a node and all below it. Watches hear of the lowest nodes first.
 pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorName> {
     let node = match view.get(path) {
         Some(node) if permits(&node, caller.who, Need::Write) => node,
@@ -157,7 +158,7 @@ pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorN
     if path == "/" {
         return Err(ErrorName::Einval);
     }
-    view.fire(path, false);
+    let above = view.get(parent(path));
     // A stack of its own: a peer decides how deep it goes.
     let mut open: Vec<(String, Arc<Node>, usize)> = vec![(path.to_owned(), node, 0)];
     while let Some((at, node, done)) = open.last_mut() {
@@ -167,12 +168,10 @@ pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorN
             open.extend(view.get(&below).map(|child| (below, child, 0)));
         } else if let Some((at, ..)) = open.pop() {
             view.remove(&at);
-            if at != path {
-                view.fire(&at, true);
-            }
+            view.fire(&at, at != path);
         }
     }
-    if let Some(above) = view.get(parent(path)) {
+    if let Some(above) = above {
         let mut above_now = Node::clone(&above);
         above_now.children.remove(name(path));
         view.put(parent(path), above_now);
@@ -183,9 +182,6 @@ pub fn rm(view: &mut dyn View, path: &str, caller: &Caller) -> Result<(), ErrorN
 /// SET_PERMS: the owner's right; the owner itself is changed by dom0 only.
 pub fn set_perms(view: &mut dyn View, path: &str, perms: Vec<Permission>, caller: &Caller) -> Result<(), ErrorName> {
     let Some(owner) = perms.first() else { return Err(ErrorName::Einval) };
-    if caller.is_limited() && perms.len() > caller.limits.permissions {
-        return Err(ErrorName::Enospc);
-    }
     let node = existing(view, path, caller, Need::Own)?;
     if caller.is_limited() && owner.domid != node.owner() {
         return Err(ErrorName::Eperm);

@@ -71,7 +71,10 @@ pub fn missing(view: &mut (impl Look + ?Sized), path: &str, who: Who, need: Need
     let mut above = parent(path);
     loop {
         match view.get(above) {
-            Some(node) if permits(&node, who, need) => return ErrorName::Enoent,
+            // Who may write what is above may know, though only an owner may give rights.
+            Some(node) if permits(&node, who, need) || need == Need::Own && permits(&node, who, Need::Write) => {
+                return ErrorName::Enoent;
+            }
             Some(_) => return ErrorName::Eacces,
             None if above == "/" => return ErrorName::Enoent,
             None => above = parent(above),

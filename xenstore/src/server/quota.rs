@@ -84,7 +84,7 @@ pub const QUOTAS: [Quota; 9] = [
     },
     Quota { name: "memory", about: "Bytes per domain (refused)", of: |limits| &mut limits.memory },
     Quota { name: "path-max", about: "Bytes of a path", of: |limits| &mut limits.path_max },
-    Quota { name: "node-permissions", about: "Permissions of a node", of: |limits| &mut limits.permissions },
+    Quota { name: "permissions", about: "Permissions of a node", of: |limits| &mut limits.permissions },
     Quota { name: "node-size", about: "Bytes of a node", of: |limits| &mut limits.node_size },
 ];
 

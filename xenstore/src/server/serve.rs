@@ -210,15 +210,14 @@ impl Server {
         if !effects.changes.is_empty() {
             self.state.domains.written(domid, Instant::now);
         }
+        self.fire(&effects.changes, Some(number));
         let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
         client.answer(header, &result);
         if let Some(event) = effects.event {
             let told = Told { client: number, event: event.clone(), instead: event };
             client.tell(told, usize::MAX, &self.state.watches);
         }
-        client.send()?;
-        self.fire(&effects.changes);
-        Ok(())
+        client.send()
     }
 
     /// What a client's domain uses, for its limits.
@@ -253,17 +252,18 @@ impl Server {
         epoll::modify(&self.epoll, client.fd.as_fd(), EventData::new_u64(number), wants).map_err(|_| Gone)
     }
 
-    pub(super) fn fire(&mut self, changes: &[Change]) {
+    /// Tells everybody concerned. The one who asked gets what it has to read with its answer.
+    pub(super) fn fire(&mut self, changes: &[Change], asked: Option<u64>) {
         if !changes.is_empty() {
-            self.tell_all(|watches, tell| changes.iter().for_each(|change| watches.events(change, tell)));
+            self.tell_all(asked, |watches, tell| changes.iter().for_each(|change| watches.events(change, tell)));
         }
     }
 
     pub(super) fn fire_special(&mut self, name: &str) {
-        self.tell_all(|watches, tell| watches.special(name, tell));
+        self.tell_all(None, |watches, tell| watches.special(name, tell));
     }
 
-    fn tell_all(&mut self, events: impl Fn(&Watches, &mut dyn FnMut(Told))) {
+    fn tell_all(&mut self, asked: Option<u64>, events: impl Fn(&Watches, &mut dyn FnMut(Told))) {
         let mut concerned = BTreeSet::new();
         let State { watches, domains, .. } = &self.state;
         events(watches, &mut |told| {
@@ -272,7 +272,7 @@ impl Server {
             let connections = domains.get(client.domid).map_or(1, |domain| domain.connections.len().max(1));
             client.tell(told, EVENTS / connections, watches);
         });
-        for number in concerned {
+        for number in concerned.into_iter().filter(|number| Some(*number) != asked) {
             let sent = self.clients.get_mut(&number).map_or(Ok(()), Connection::send);
             if sent.and_then(|()| self.arm(number)).is_err() {
                 self.forget(number);

@@ -86,6 +86,9 @@ impl Server {
             }
             return Ok(OK.to_vec());
         }
+        if domid == 0 {
+            return Ok(OK.to_vec());
+        }
         let socket = self.beside.with_file_name(format!("domain-{domid}"));
         self.introduce(domid, &socket).map(|()| OK.to_vec()).map_err(|error| {
             tracing::warn!(%error, domid, path = %socket.display(), "a domain could not be introduced");
@@ -108,7 +111,7 @@ impl Server {
             // One may have gone with another: nothing to remove then, and nothing that changes.
             let removed = rm(&mut Inside { overlay: &mut overlay, tree }, &root, &caller);
             match removed.and_then(|()| overlay.commit(tree, &caller, Order::Done)) {
-                Ok(changes) => self.fire(&changes),
+                Ok(changes) => self.fire(&changes, None),
                 Err(error) => tracing::debug!(%error, root, "went with another node"),
             }
         }

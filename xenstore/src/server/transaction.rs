@@ -74,15 +74,15 @@ impl Overlay {
         if self.failed {
             return Err(ErrorName::Enomem);
         }
-        let generation = |touched: &Touched| touched.before.as_ref().map(|node| node.generation);
-        if self.touched.iter().any(|(path, touched)| tree.generation(path) != generation(touched)) {
-            return Err(ErrorName::Eagain);
-        }
         let too_many = |(owner, change): (&u16, &isize)| {
             *change > 0 && *owner != 0 && tree.owned(*owner).nodes.saturating_add_signed(*change) > caller.limits.nodes
         };
         if !caller.who.is_dom0() && self.owned.iter().any(too_many) {
             return Err(ErrorName::Enospc);
+        }
+        let generation = |touched: &Touched| touched.before.as_ref().map(|node| node.generation);
+        if self.touched.iter().any(|(path, touched)| tree.generation(path) != generation(touched)) {
+            return Err(ErrorName::Eagain);
         }
         let mut touched: Vec<(Box<str>, Touched)> =
             self.touched.into_iter().filter(|(_, touched)| touched.changed).collect();
@@ -95,7 +95,9 @@ impl Overlay {
         let parents: Vec<Option<Arc<Node>>> = touched.iter().map(|(path, _)| tree.get(parent(path)).cloned()).collect();
         let mut changes = Vec::new();
         for ((path, touched), parent_before) in touched.into_iter().zip(parents) {
-            if let Some(fire) = touched.fires {
+            // Of a node that nobody has ever seen nobody hears.
+            let is_known = touched.before.is_some() || touched.now.is_some();
+            if let Some(fire) = touched.fires.filter(|_| is_known) {
                 let known_to = [touched.before, touched.now.clone(), parent_before];
                 changes.push(Change { path: path.to_string(), exact: fire.exact, known_to });
             }

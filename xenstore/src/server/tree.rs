@@ -107,7 +107,7 @@ impl Tree {
         self.nodes.iter().map(|(path, node)| (&**path, &**node))
     }
 
-    /// The topmost nodes that a domain owns: each with a parent that somebody else owns. In order of their paths.
+    /// The topmost nodes that a domain owns: each with a parent that somebody else owns. In the order of the tree.
     pub fn roots_owned_by(&self, domid: u16) -> Vec<String> {
         if self.owned(domid).nodes == 0 {
             return Vec::new();
@@ -115,8 +115,21 @@ impl Tree {
         let owned = |path: &str| self.nodes.get(path).is_some_and(|node| node.owner() == domid);
         let roots = self.nodes.keys().filter(|path| path.len() > 1 && owned(path) && !owned(parent(path)));
         let mut roots: Vec<String> = roots.map(|path| path.to_string()).collect();
-        roots.sort();
+        roots.sort_by_cached_key(|path| self.place(path));
         roots
+    }
+
+    /// Which child of which child of the root a node is.
+    fn place(&self, path: &str) -> Vec<usize> {
+        let mut place = Vec::new();
+        let mut at = path;
+        while at != "/" {
+            let above = self.nodes.get(parent(at));
+            place.push(above.and_then(|node| node.children.find(name(at))).unwrap_or(0));
+            at = parent(at);
+        }
+        place.reverse();
+        place
     }
 
     /// A node as it is now.
@@ -154,6 +167,15 @@ impl Tree {
     /// Takes away what others have granted to a domain that is gone: the next one of its number starts with nothing.
     pub fn forget_domain(&mut self, domid: u16) {
         for (path, node) in &mut self.nodes {
+            if node.owner() == domid {
+                // The root alone outlives its owner.
+                account(&mut self.owned, path, node, false);
+                self.generation += 1;
+                let node = Arc::make_mut(node);
+                node.generation = self.generation;
+                Arc::make_mut(&mut node.perms)[0].domid = 0;
+                account(&mut self.owned, path, node, true);
+            }
             if !node.perms.iter().skip(1).any(|entry| entry.domid == domid) {
                 continue;
             }
@@ -199,12 +221,6 @@ pub fn name(path: &str) -> &str {
 /// A child's path.
 pub fn join(parent: &str, name: &str) -> String {
     if parent == "/" { format!("/{name}") } else { format!("{parent}/{name}") }
-}
-
-/// True when `path` is `above` or below it.
-pub fn is_at_or_below(path: &str, above: &str) -> bool {
-    above == "/" && path.starts_with('/')
-        || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Something has changed at a path: what watches are matched against, and what decides who may know.

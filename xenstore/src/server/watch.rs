@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::operations::canonical;
 use super::perms::Who;
-use super::tree::{Change, is_at_or_below, parent};
+use super::tree::{Change, parent};
 use crate::wire::ErrorName;
 
 /// A watch, as its owner registered it.
@@ -16,18 +16,18 @@ use crate::wire::ErrorName;
 struct Watch {
     client: u64,
     who: Who,
-    /// Absolute, or one of the special names.
-    path: Arc<str>,
+    /// Absolute, or one of the special names, which like tokens may be any bytes.
+    path: Arc<[u8]>,
     /// What the owner said: events speak the same language.
-    given: Arc<str>,
-    token: Arc<str>,
+    given: Arc<[u8]>,
+    token: Arc<[u8]>,
 }
 
 /// All watches.
 #[derive(Debug, Default)]
 pub struct Watches {
     watches: BTreeMap<u64, Watch>,
-    by_path: HashMap<Arc<str>, BTreeSet<u64>>,
+    by_path: HashMap<Arc<[u8]>, BTreeSet<u64>>,
     by_client: HashMap<u64, Theirs>,
     last: u64,
 }
@@ -43,9 +43,9 @@ struct Theirs {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
     /// What has changed.
-    pub path: Arc<str>,
+    pub path: Arc<[u8]>,
     /// The watch's.
-    pub token: Arc<str>,
+    pub token: Arc<[u8]>,
 }
 
 impl Event {
@@ -89,9 +89,8 @@ impl Watches {
     /// # Errors
     /// `EEXIST`, `EINVAL` for a bad path, `E2BIG` without room.
     pub fn add(&mut self, wish: &Wish<'_>, room: usize, path_max: usize) -> Result<Event, ErrorName> {
-        let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(Arc::from).map_err(|_| ErrorName::Einval);
-        let path: Arc<str> = watched(wish.path, wish.who.domid, path_max)?.into();
-        let (given, token): (Arc<str>, Arc<str>) = (text(wish.path)?, text(wish.token)?);
+        let path: Arc<[u8]> = watched(wish.path, wish.who.domid, path_max)?.into();
+        let (given, token): (Arc<[u8]>, Arc<[u8]>) = (wish.path.into(), wish.token.into());
         if self.find(wish.client, &path, wish.token).is_some() {
             return Err(ErrorName::Eexist);
         }
@@ -143,7 +142,7 @@ impl Watches {
     /// For an event that waits, those that name the client's watches which would fire it now.
     pub fn instead_of(&self, client: u64, event: &Event) -> impl Iterator<Item = Event> {
         let concerned = self.theirs(client).filter(|(_, watch)| {
-            watch.token == event.token && (is_at_or_below(&event.path, &watch.given) || &*watch.given == "/")
+            watch.token == event.token && (is_at_or_below(&event.path, &watch.given) || *watch.given == *b"/")
         });
         concerned.map(|(_, watch)| Event { path: Arc::clone(&watch.given), token: Arc::clone(&watch.token) })
     }
@@ -153,7 +152,7 @@ impl Watches {
         let mut concerned: Vec<u64> = Vec::new();
         let mut at = &*change.path;
         loop {
-            concerned.extend(self.by_path.get(at).into_iter().flatten());
+            concerned.extend(self.by_path.get(at.as_bytes()).into_iter().flatten());
             if change.exact || at == "/" {
                 break;
             }
@@ -177,10 +176,10 @@ impl Watches {
     /// The events of one of the special names; who watches everything watches these too. Domains but dom0 may not read
     /// the special nodes (until Xen 4.22), so they are not told.
     pub fn special(&self, name: &str, tell: &mut (impl FnMut(Told) + ?Sized)) {
-        let of = |path: &str| self.by_path.get(path).into_iter().flatten();
+        let of = |path: &str| self.by_path.get(path.as_bytes()).into_iter().flatten();
         let numbers: BTreeSet<&u64> = of(name).chain(of("/")).collect();
         let concerned = numbers.into_iter().filter_map(|number| self.watches.get(number));
-        concerned.filter(|watch| watch.who.is_dom0()).for_each(|watch| tell(told(watch, name.into())));
+        concerned.filter(|watch| watch.who.is_dom0()).for_each(|watch| tell(told(watch, name.as_bytes().into())));
     }
 
     fn theirs(&self, client: u64) -> impl Iterator<Item = (u64, &Watch)> {
@@ -188,9 +187,9 @@ impl Watches {
         numbers.filter_map(|number| self.watches.get(number).map(|watch| (*number, watch)))
     }
 
-    fn find(&self, client: u64, path: &str, token: &[u8]) -> Option<u64> {
+    fn find(&self, client: u64, path: &[u8], token: &[u8]) -> Option<u64> {
         let is_it = |watch: &&u64| {
-            self.watches.get(watch).is_some_and(|watch| watch.client == client && watch.token.as_bytes() == token)
+            self.watches.get(watch).is_some_and(|watch| watch.client == client && *watch.token == *token)
         };
         self.by_path.get(path)?.iter().find(is_it).copied()
     }
@@ -213,6 +212,10 @@ impl Watches {
     }
 }
 
+fn is_at_or_below(path: &[u8], above: &[u8]) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
 impl Watch {
     fn memory(&self) -> usize {
         self.path.len() + self.given.len() + self.token.len() + size_of::<Watch>()
@@ -220,21 +223,24 @@ impl Watch {
 }
 
 /// What a watch is on: a node, or one of the special names, of which there may be more than we fire.
-fn watched(given: &[u8], domid: u16, path_max: usize) -> Result<String, ErrorName> {
-    let Some(name) = given.strip_prefix(b"@") else { return canonical(given, domid, path_max) };
-    let name = canonical(name, domid, path_max).map(|_| String::from_utf8_lossy(given).into_owned())?;
-    if name.len() > path_max { Err(ErrorName::Einval) } else { Ok(name) }
+fn watched(given: &[u8], domid: u16, path_max: usize) -> Result<Vec<u8>, ErrorName> {
+    match given.starts_with(b"@") {
+        false => canonical(given, domid, path_max).map(String::into_bytes),
+        true if given.len() > path_max => Err(ErrorName::Einval),
+        true => Ok(given.to_vec()),
+    }
 }
 
-fn told(watch: &Watch, path: Arc<str>) -> Told {
+fn told(watch: &Watch, path: Arc<[u8]>) -> Told {
     let event = |path| Event { path, token: Arc::clone(&watch.token) };
     Told { client: watch.client, event: event(path), instead: event(Arc::clone(&watch.given)) }
 }
 
 /// A path in the language of the watch: relative if the watch is.
-fn as_given(watch: &Watch, path: &str) -> Arc<str> {
+fn as_given(watch: &Watch, path: &str) -> Arc<[u8]> {
+    let path = path.as_bytes();
     if watch.given == watch.path {
         return path.into();
     }
-    format!("{}{}", watch.given, &path[watch.path.len().min(path.len())..]).into()
+    [&watch.given, &path[watch.path.len().min(path.len())..]].concat().into()
 }
