@@ -128,6 +128,32 @@ fn the_number_of_a_dead_domain_gives_no_rights() {
 }
 
 #[test]
+fn rights_given_in_a_transaction_are_not_for_the_next_domain_of_the_number() {
+    let daemon = Daemon::new();
+    let mut dom0 = daemon.client();
+    let _first = daemon.domain(9);
+    dom0.write("/mine", b"secret").unwrap();
+    let mut tries = 0;
+    dom0.transaction(|tx| {
+        tries += 1;
+        if tries > 1 {
+            return Ok(());
+        }
+        tx.set_perms("/mine", &[Permission::none(0), Permission::read(9)])?;
+        tx.write("/mine/new", b"secret")?;
+        daemon.handle.release(9).unwrap();
+        let _second = daemon.domain(9);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(tries, 2, "it was in conflict with the domain's end");
+    let mut second = Client::connect(&daemon.domain_socket(9)).unwrap();
+    for node in ["/mine", "/mine/new"] {
+        assert_eq!(refused(second.read(node)), ErrorName::Eacces, "{node}");
+    }
+}
+
+#[test]
 fn deep_paths_and_long_ones_are_cut_off_where_the_c_daemon_does() {
     let daemon = Daemon::new();
     let mut dom0 = daemon.client();

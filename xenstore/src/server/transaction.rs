@@ -14,6 +14,8 @@ use crate::wire::ErrorName;
 struct Touched {
     /// Which of the transaction's nodes it is, counted from the first: watches fire in this order.
     at: usize,
+    /// The last change of the store at first sight.
+    since: u64,
     /// At first sight; `None` when there was no such node.
     before: Option<Arc<Node>>,
     now: Option<Arc<Node>>,
@@ -81,7 +83,13 @@ impl Overlay {
             return Err(ErrorName::Enospc);
         }
         let generation = |touched: &Touched| touched.before.as_ref().map(|node| node.generation);
-        if self.touched.iter().any(|(path, touched)| tree.generation(path) != generation(touched)) {
+        // Rights that were given to a domain which has ended are not for the next one of its number.
+        let is_stale = |touched: &Touched| {
+            let perms = touched.now.iter().filter(|_| touched.changed).flat_map(|node| node.perms.iter());
+            perms.into_iter().any(|entry| tree.has_ended_since(entry.domid, touched.since))
+        };
+        let has_changed = |path: &str, touched: &Touched| tree.generation(path) != generation(touched);
+        if self.touched.iter().any(|(path, touched)| has_changed(path, touched) || is_stale(touched)) {
             return Err(ErrorName::Eagain);
         }
         let mut touched: Vec<(Box<str>, Touched)> =
@@ -129,7 +137,8 @@ impl Inside<'_> {
         let at = self.overlay.touched.len();
         if !self.overlay.touched.contains_key(path) {
             let before = self.tree.get(path).cloned();
-            let touched = Touched { at, now: before.clone(), before, changed: false, fires: None };
+            let since = self.tree.last_change();
+            let touched = Touched { at, since, now: before.clone(), before, changed: false, fires: None };
             self.overlay.memory += path.len() + size_of::<Touched>();
             self.overlay.touched.insert(path.into(), touched);
         }

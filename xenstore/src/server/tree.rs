@@ -75,6 +75,8 @@ pub struct Owned {
 pub struct Tree {
     nodes: HashMap<Arc<str>, Arc<Node>>,
     owned: HashMap<u16, Owned>,
+    /// The last change before each domain's end, if it ever ended.
+    ended: HashMap<u16, u64>,
     generation: u64,
 }
 
@@ -87,7 +89,7 @@ impl Look for &Tree {
 impl Tree {
     /// A store with what the C daemon begins with; nobody but dom0 may look at any of it.
     pub fn new() -> Tree {
-        let mut tree = Tree { nodes: HashMap::new(), owned: HashMap::new(), generation: 0 };
+        let mut tree = Tree { nodes: HashMap::new(), owned: HashMap::new(), ended: HashMap::new(), generation: 0 };
         let perms: Arc<[Permission]> = [Permission::none(0)].into();
         for (path, child) in [("/", Some("tool")), ("/tool", Some("xenstored")), ("/tool/xenstored", None)] {
             let mut node = Node::new(&[], Arc::clone(&perms));
@@ -100,6 +102,16 @@ impl Tree {
     /// The generation of a node, `None` when there is none.
     pub fn generation(&self, path: &str) -> Option<u64> {
         self.nodes.get(path).map(|node| node.generation)
+    }
+
+    /// The generation of the last change anywhere.
+    pub fn last_change(&self) -> u64 {
+        self.generation
+    }
+
+    /// True when a domain of this number has ended after that change: it is not the one that was meant then.
+    pub fn has_ended_since(&self, domid: u16, change: u64) -> bool {
+        self.ended.get(&domid).is_some_and(|end| *end >= change)
     }
 
     /// All nodes, in no order.
@@ -166,6 +178,7 @@ impl Tree {
 
     /// Takes away what others have granted to a domain that is gone: the next one of its number starts with nothing.
     pub fn forget_domain(&mut self, domid: u16) {
+        self.ended.insert(domid, self.generation);
         for (path, node) in &mut self.nodes {
             if node.owner() == domid {
                 // The root alone outlives its owner.
