@@ -151,6 +151,10 @@ fn rights_given_in_a_transaction_are_not_for_the_next_domain_of_the_number() {
     for node in ["/mine", "/mine/new"] {
         assert_eq!(refused(second.read(node)), ErrorName::Eacces, "{node}");
     }
+    daemon.handle.release(9).unwrap();
+    let mut third = daemon.domain(9);
+    dom0.set_perms("/mine", &[Permission::none(0), Permission::read(9)]).unwrap();
+    assert_eq!(third.read("/mine").unwrap(), b"secret", "given after the end of the one before");
 }
 
 #[test]

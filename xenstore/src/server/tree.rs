@@ -75,7 +75,7 @@ pub struct Owned {
 pub struct Tree {
     nodes: HashMap<Arc<str>, Arc<Node>>,
     owned: HashMap<u16, Owned>,
-    /// The last change before each domain's end, if it ever ended.
+    /// When each domain ended, if it ever did: a change of its own.
     ended: HashMap<u16, u64>,
     generation: u64,
 }
@@ -111,7 +111,7 @@ impl Tree {
 
     /// True when a domain of this number has ended after that change: it is not the one that was meant then.
     pub fn has_ended_since(&self, domid: u16, change: u64) -> bool {
-        self.ended.get(&domid).is_some_and(|end| *end >= change)
+        self.ended.get(&domid).is_some_and(|end| *end > change)
     }
 
     /// All nodes, in no order.
@@ -178,6 +178,7 @@ impl Tree {
 
     /// Takes away what others have granted to a domain that is gone: the next one of its number starts with nothing.
     pub fn forget_domain(&mut self, domid: u16) {
+        self.generation += 1;
         self.ended.insert(domid, self.generation);
         for (path, node) in &mut self.nodes {
             if node.owner() == domid {
