@@ -50,6 +50,19 @@ dump() {
     echo "@@ log $1 end"
 }
 
+# What a case has left in /run/lab/export goes to the directory of the boot's logs, by way of the serial line.
+export_files() {
+    local file name
+    for file in /run/lab/export/*; do
+        [ -e "$file" ] || continue
+        name=$(basename "$file")
+        echo "@@ file $name begin"
+        gzip -c "$file" | base64
+        echo "@@ file $name end"
+        rm "$file"
+    done
+}
+
 # run_case NAME SECONDS: in a process of its own, with an end.
 run_case() {
     local name=$1 limit=$2 start rc verdict
@@ -73,6 +86,7 @@ run_case() {
     *) verdict=FAIL ;;
     esac
     dump "$name" $verdict
+    export_files
     echo "@@ case $name $verdict $(awk -v a="$start" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }') $(cat /run/lab/cause)"
 }
 

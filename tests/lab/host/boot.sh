@@ -39,6 +39,7 @@ boot() {
     wait $qemu 2>/dev/null
     QEMU_PID=
     report "$log"
+    take_files "$log"
     for case; do
         results "$log" | grep -q "^$case " && continue
         result "$case" FAIL "$((SECONDS - started))" "no result from boot $group: $(last_words "$log")"
@@ -58,6 +59,15 @@ report() {
         result "$case" "$verdict" "$seconds" "$detail"
         SHOWN=$((SHOWN + 1))
     done < <(results "$1" | tail -n +$((SHOWN + 1)))
+}
+
+# take_files LOG: what dom0 has exported, out of the serial line, where Xen may have put a line of its own between.
+take_files() {
+    local name
+    for name in $(tr -d '\r' <"$1/serial.log" 2>/dev/null | sed -n 's/^@@ file \([a-z.]*\) end$/\1/p'); do
+        tr -d '\r' <"$1/serial.log" | sed -n "/^@@ file $name begin\$/,/^@@ file $name end\$/p" | grep -x '[A-Za-z0-9+/=]*' |
+            base64 -d | gzip -dc >"$1/$name" || say "$name did not come whole out of the boot"
+    done
 }
 
 last_words() {

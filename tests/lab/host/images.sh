@@ -86,7 +86,7 @@ build_guest() {
     local kernel=$1 tree=$LAB/build/guest-$1 out=$LAB/build/images-$1/images/guest-$1
     skeleton "$tree"
     with_libraries "$tree" sbin/mkfs.ext4 sbin/fsck.ext4 usr/bin/fio
-    with_modules "$tree" "$kernel" xen-blkfront
+    with_modules "$tree" "$kernel" xen-blkfront xen-netfront
     cp "$HERE/guest/init" "$HERE/guest/checks" "$tree/"
     mkdir -p "$out"
     pack "$tree" "$out/initramfs.img"
@@ -102,10 +102,12 @@ build_dom0() {
         usr/bin/xenstore-{read,write,ls,rm,list,exists,watch,chmod}
     # libxl cancels threads, which loads this one only when it happens.
     cp -L /usr/lib/x86_64-linux-gnu/libgcc_s.so.1 "$tree/lib/"
-    with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback brd loop
+    with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback xen-netback brd loop
     mkdir -p "$tree/etc/xen/scripts" "$tree/var/lib/xen"
-    cp "$HERE/dom0/block" "$tree/etc/xen/scripts/"
+    cp "$HERE/dom0/block" "$HERE/dom0/vif" "$tree/etc/xen/scripts/"
     cp "$HERE/dom0/init" "$tree/init"
+    cc -std=gnu11 -Wall -Wextra -Werror -O2 -shared -fPIC -o "$tree/lib/recorder.so" "$HERE/dom0/recorder.c" ||
+        die "cannot build the recorder"
     for name in passwd group; do echo "root:x:0:0:root:/root:/bin/sh" >"$tree/etc/$name"; done
     : >"$tree/etc/xen/xl.conf"
     pack "$tree" "$LAB/build/dom0.cpio"
