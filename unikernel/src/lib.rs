@@ -8,6 +8,7 @@ pub mod guest;
 pub mod host;
 pub mod image;
 pub mod init;
+pub mod inspect;
 pub mod keeper;
 pub mod message;
 pub mod nbd;

@@ -11,7 +11,8 @@ use unikernel::cli::host::HostArgs;
 use unikernel::cli::image::ImageArgs;
 use unikernel::cli::serve::ServeArgs;
 use unikernel::cli::status::StatusArgs;
-use unikernel::cli::{Failure, attach, daemon, demo, detach, guest, host, image, serve, status};
+use unikernel::cli::xenstore::XenstoreArgs;
+use unikernel::cli::{Failure, attach, daemon, demo, detach, guest, host, image, serve, status, xenstore};
 
 /// Virtual machines that serve disks and networks to other virtual machines
 ///
@@ -42,6 +43,8 @@ enum Command {
     Status(StatusArgs),
     /// Images of service VMs
     Image(ImageArgs),
+    /// Look into any xenstore, embedded or real, and change it
+    Xenstore(XenstoreArgs),
     /// Started by `serve` and by PID 1
     #[command(hide = true)]
     Supervisor(SupervisorArgs),
@@ -68,6 +71,7 @@ fn main() {
         Command::Detach(args) => detach::run(&args).map(done),
         Command::Status(args) => status::run(&args).map(done),
         Command::Image(args) => image::run(args).map_err(|error| Failure::new(error.exit_code(), error)),
+        Command::Xenstore(args) => xenstore::run(&args),
         Command::Supervisor(args) => daemon::run_supervisor(&args).map(done),
         Command::Worker => daemon::run_worker().map(done),
     };

@@ -9,6 +9,7 @@ pub mod host;
 pub mod image;
 pub mod serve;
 pub mod status;
+pub mod xenstore;
 
 use std::path::PathBuf;
 
@@ -83,7 +84,7 @@ pub type Outcome = Result<(), Failure>;
 #[derive(Args, Clone, Debug)]
 pub struct WorldArgs {
     /// Directory of an embedded host (else $WINDSOR_DIR, else real Xen)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     dir: Option<PathBuf>,
 }
 
