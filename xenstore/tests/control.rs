@@ -46,6 +46,31 @@ fn domains_come_and_go_by_message() {
 }
 
 #[test]
+fn the_special_nodes_have_permissions_and_nothing_else() {
+    let daemon = Daemon::new();
+    let mut dom0 = daemon.client();
+    let (mut three, mut four) = (daemon.domain(3), daemon.domain(4));
+    [&mut three, &mut four].into_iter().for_each(|domain| domain.watch("@releaseDomain", "gone").unwrap());
+    dom0.set_perms("@releaseDomain", &[Permission::none(0), Permission::read(3)]).unwrap();
+    for name in ["@introduceDomain2", "@"] {
+        assert_eq!(refused(dom0.set_perms(name, &[Permission::none(0)])), ErrorName::Einval);
+    }
+    assert_eq!(refused(three.set_perms("@releaseDomain", &[Permission::both(3)])), ErrorName::Einval);
+    assert_eq!(refused(dom0.read("@releaseDomain")), ErrorName::Einval);
+    [&mut three, &mut four].into_iter().for_each(|domain| drop(domain.next_event(SOON).unwrap()));
+    daemon.domain(5);
+    daemon.handle.release(5).unwrap();
+    assert_eq!(three.next_event(SOON).unwrap().unwrap().path, "@releaseDomain");
+    assert_eq!(four.next_event(SOON).unwrap(), None);
+    daemon.handle.release(3).unwrap();
+    let mut next = daemon.domain(3);
+    next.watch("@releaseDomain", "gone").unwrap();
+    next.next_event(SOON).unwrap();
+    daemon.handle.release(4).unwrap();
+    assert_eq!(next.next_event(SOON).unwrap(), None, "the right was the other domain's");
+}
+
+#[test]
 fn a_device_model_acts_for_its_guest_until_the_guest_is_gone() {
     let daemon = Daemon::new();
     let mut dom0 = daemon.client();

@@ -4,6 +4,7 @@ use super::connection::Connection;
 use super::control;
 use super::domains::Domains;
 use super::operations::{self as op, Caller, canonical};
+use super::special::Specials;
 use super::transaction::{Inside, Order, Overlay};
 use super::tree::{Change, Look, Tree, View};
 use super::watch::{Event, Watches, Wish};
@@ -18,6 +19,8 @@ pub struct State {
     pub watches: Watches,
     /// The domains that are there.
     pub domains: Domains,
+    /// What is no node but has permissions.
+    pub specials: Specials,
 }
 
 /// What a request leads to beside its answer.
@@ -125,6 +128,11 @@ pub fn perform(
         MessageType::GetDomainPath => {
             let [domain] = strings(payload)?;
             format!("/local/domain/{}\0", number::<u16>(domain)?).into_bytes()
+        }
+        MessageType::SetPerms if payload.starts_with(b"@") => {
+            let end = payload.iter().position(|byte| *byte == 0).ok_or(ErrorName::Einval)?;
+            state.specials.set_perms(&payload[..end], permissions(&payload[end + 1..])?, who)?;
+            OK.to_vec()
         }
         _ if is_node_operation(kind) => {
             let caller = Caller { who, limits };
@@ -243,13 +251,17 @@ fn changing(view: &mut dyn View, kind: MessageType, payload: &[u8], caller: &Cal
             op::rm(view, &path, caller)?;
         }
         _ => {
-            let entries = rest.strip_suffix(b"\0").ok_or(ErrorName::Einval)?;
-            let entries = std::str::from_utf8(entries).map_err(|_| ErrorName::Einval)?;
-            let perms: Result<Vec<Permission>, _> = entries.split('\0').map(str::parse).collect();
-            op::set_perms(view, &path, perms.map_err(|_| ErrorName::Einval)?, caller)?;
+            op::set_perms(view, &path, permissions(rest)?, caller)?;
         }
     }
     Ok(OK.to_vec())
+}
+
+/// At least one entry, each with its NUL.
+fn permissions(payload: &[u8]) -> Result<Vec<Permission>, ErrorName> {
+    let entries = payload.strip_suffix(b"\0").ok_or(ErrorName::Einval)?;
+    let entries = std::str::from_utf8(entries).map_err(|_| ErrorName::Einval)?;
+    entries.split('\0').map(str::parse).collect::<Result<_, _>>().map_err(|_| ErrorName::Einval)
 }
 
 /// Exactly `N` strings, each with its NUL.

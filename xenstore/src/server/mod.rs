@@ -5,7 +5,7 @@
 //!   connection       one client: half messages, unread output, transactions
 //!   dispatch         one message: which operation, in which transaction, what the answer is; control: dom0's own
 //!   operations       the semantics of the C daemon 4.17, on the tree or inside of a transaction
-//!   tree, names, transaction, watch, perms, domains, quota, rate
+//!   tree, names, transaction, watch, special, perms, domains, quota, rate
 //! ```
 //!
 //! The socket a client connected to is its identity: the main one is dom0's, each domain has its own.
@@ -24,6 +24,7 @@ mod quota;
 mod rate;
 mod serve;
 mod sockets;
+mod special;
 mod transaction;
 mod tree;
 mod watch;

@@ -19,6 +19,7 @@ use super::domains::Domains;
 use super::handle::{Ask, Command, ServerHandle};
 use super::quota::Limits;
 use super::sockets::Listener;
+use super::special::Specials;
 use super::tree::{Change, Tree};
 use super::watch::{Told, Watches};
 use crate::wire::{ErrorName, Header};
@@ -57,7 +58,7 @@ impl Server {
         epoll::add(&epoll, &*bell, EventData::new_u64(BELL), EventFlags::IN)?;
         let (sender, commands) = channel();
         let domains = Domains::new(limits);
-        let state = State { tree: Tree::new(), watches: Watches::default(), domains };
+        let state = State { tree: Tree::new(), watches: Watches::default(), domains, specials: Specials::new() };
         let handle = ServerHandle { commands: sender, bell: Arc::clone(&bell) };
         let server = Server {
             epoll,
@@ -255,18 +256,18 @@ impl Server {
     /// Tells everybody concerned. The one who asked gets what it has to read with its answer.
     pub(super) fn fire(&mut self, changes: &[Change], asked: Option<u64>) {
         if !changes.is_empty() {
-            self.tell_all(asked, |watches, tell| changes.iter().for_each(|change| watches.events(change, tell)));
+            self.tell_all(asked, |state, tell| changes.iter().for_each(|change| state.watches.events(change, tell)));
         }
     }
 
     pub(super) fn fire_special(&mut self, name: &str) {
-        self.tell_all(None, |watches, tell| watches.special(name, tell));
+        self.tell_all(None, |state, tell| state.watches.special(name, &state.specials, tell));
     }
 
-    fn tell_all(&mut self, asked: Option<u64>, events: impl Fn(&Watches, &mut dyn FnMut(Told))) {
+    fn tell_all(&mut self, asked: Option<u64>, events: impl Fn(&State, &mut dyn FnMut(Told))) {
         let mut concerned = BTreeSet::new();
         let State { watches, domains, .. } = &self.state;
-        events(watches, &mut |told| {
+        events(&self.state, &mut |told| {
             let Some(client) = self.clients.get_mut(&told.client) else { return };
             concerned.insert(told.client);
             let connections = domains.get(client.domid).map_or(1, |domain| domain.connections.len().max(1));

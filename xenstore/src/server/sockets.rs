@@ -16,6 +16,7 @@ use super::dispatch::{OK, reset};
 use super::operations::{Caller, rm};
 use super::perms::Who;
 use super::serve::Server;
+use super::special::{INTRODUCED, RELEASED};
 use super::transaction::{Inside, Order, Overlay};
 use crate::wire::ErrorName;
 
@@ -71,7 +72,7 @@ impl Server {
         }
         let listener = self.listen_as(path, domid)?;
         self.state.domains.insert(domid, listener, Instant::now());
-        self.fire_special("@introduceDomain");
+        self.fire_special(INTRODUCED);
         Ok(())
     }
 
@@ -116,7 +117,8 @@ impl Server {
             }
         }
         self.state.tree.forget_domain(domid);
-        self.fire_special("@releaseDomain");
+        self.state.specials.forget_domain(domid);
+        self.fire_special(RELEASED);
         Ok(())
     }
 

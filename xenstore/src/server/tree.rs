@@ -119,13 +119,17 @@ impl Tree {
         self.nodes.iter().map(|(path, node)| (&**path, &**node))
     }
 
-    /// The topmost nodes that a domain owns: each with a parent that somebody else owns. In the order of the tree.
+    /// The topmost nodes that a domain owns, but the root: each below the root or a node that somebody else owns. In the
+    /// order of the tree.
     pub fn roots_owned_by(&self, domid: u16) -> Vec<String> {
         if self.owned(domid).nodes == 0 {
             return Vec::new();
         }
         let owned = |path: &str| self.nodes.get(path).is_some_and(|node| node.owner() == domid);
-        let roots = self.nodes.keys().filter(|path| path.len() > 1 && owned(path) && !owned(parent(path)));
+        let roots = self
+            .nodes
+            .keys()
+            .filter(|path| path.len() > 1 && owned(path) && (parent(path) == "/" || !owned(parent(path))));
         let mut roots: Vec<String> = roots.map(|path| path.to_string()).collect();
         roots.sort_by_cached_key(|path| self.place(path));
         roots

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::operations::canonical;
 use super::perms::Who;
+use super::special::Specials;
 use super::tree::{Change, parent};
 use crate::wire::ErrorName;
 
@@ -111,9 +112,9 @@ impl Watches {
     /// Ends one.
     ///
     /// # Errors
-    /// `ENOENT` when there is none such, `EINVAL` for a bad path.
+    /// `ENOENT` when there is none such, if only because its path is none.
     pub fn remove(&mut self, wish: &Wish<'_>, path_max: usize) -> Result<(), ErrorName> {
-        let path = watched(wish.path, wish.who.domid, path_max)?;
+        let path = watched(wish.path, wish.who.domid, path_max).map_err(|_| ErrorName::Enoent)?;
         let number = self.find(wish.client, &path, wish.token).ok_or(ErrorName::Enoent)?;
         self.forget(number);
         Ok(())
@@ -173,13 +174,13 @@ impl Watches {
         }
     }
 
-    /// The events of one of the special names; who watches everything watches these too. Domains but dom0 may not read
-    /// the special nodes (until Xen 4.22), so they are not told.
-    pub fn special(&self, name: &str, tell: &mut (impl FnMut(Told) + ?Sized)) {
+    /// The events of one of the special names; who watches everything watches these too.
+    pub fn special(&self, name: &str, specials: &Specials, tell: &mut (impl FnMut(Told) + ?Sized)) {
         let of = |path: &str| self.by_path.get(path.as_bytes()).into_iter().flatten();
         let numbers: BTreeSet<&u64> = of(name).chain(of("/")).collect();
         let concerned = numbers.into_iter().filter_map(|number| self.watches.get(number));
-        concerned.filter(|watch| watch.who.is_dom0()).for_each(|watch| tell(told(watch, name.as_bytes().into())));
+        let heard = concerned.filter(|watch| specials.is_for(name, watch.who));
+        heard.for_each(|watch| tell(told(watch, name.as_bytes().into())));
     }
 
     fn theirs(&self, client: u64) -> impl Iterator<Item = (u64, &Watch)> {
