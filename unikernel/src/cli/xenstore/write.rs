@@ -20,8 +20,8 @@ pub struct WriteArgs {
     /// The value of the one PATH is what stdin has, to its last byte
     #[arg(long)]
     stdin: bool,
-    /// Nodes, each with its value
-    #[arg(required = true, value_name = "PATH VALUE", allow_hyphen_values = true)]
+    /// Nodes, each with its value; -- before a value that begins with a hyphen
+    #[arg(required = true, value_name = "PATH VALUE", allow_negative_numbers = true)]
     words: Vec<String>,
 }
 

@@ -11,6 +11,8 @@
 
 pub mod pair;
 pub mod side;
+#[cfg(test)]
+mod tests;
 pub mod vbd;
 pub mod vif;
 
