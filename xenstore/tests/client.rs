@@ -214,3 +214,82 @@ fn what_is_too_long_for_the_wire_is_refused_here() {
     assert!(matches!(&error, Error::Io { source, .. } if source.raw_os_error().is_some()), "{error:?}");
     assert_ne!(error.name(), Some(&ErrorName::E2big));
 }
+
+#[test]
+fn a_message_in_single_bytes_and_many_at_once_are_the_same_to_us() {
+    let (mut client, script) = against(|mut daemon| {
+        let (header, _) = daemon.request();
+        let mut bytes = message(MessageType::WatchEvent as u32, 0, 0, &[b"/a\0t\0"]).unwrap();
+        bytes.extend(message(header.kind, header.request, 0, &[b"value"]).unwrap());
+        for byte in bytes {
+            daemon.0.write_all(&[byte]).unwrap();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let (header, _) = daemon.request();
+        let mut bytes: Vec<u8> = (0..500)
+            .flat_map(|n| message(MessageType::WatchEvent as u32, 0, 0, &[format!("/{n}\0t\0").as_bytes()]).unwrap())
+            .collect();
+        bytes.extend(message(header.kind, header.request, 0, &[b"second"]).unwrap());
+        daemon.0.write_all(&bytes).unwrap();
+    });
+    assert_eq!(client.read("/x").unwrap(), b"value");
+    assert_eq!(client.read("/x").unwrap(), b"second");
+    script.join().unwrap();
+    let events = std::iter::from_fn(|| client.queued_event()).count();
+    assert_eq!(events, 501);
+}
+
+#[test]
+fn a_body_that_panics_leaves_no_transaction_open() {
+    let (mut client, script) = against(|mut daemon| {
+        let mut kinds = Vec::new();
+        while let Some((header, payload)) = next(&mut daemon) {
+            kinds.push((header.kind, header.transaction, payload));
+            daemon.answer(&header, b"7\0");
+        }
+        kinds
+    });
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        client.transaction::<()>(|_| panic!("in the middle")).unwrap();
+    }));
+    assert!(panicked.is_err());
+    drop(client);
+    let kinds = script.join().unwrap();
+    assert_eq!(kinds[1], (MessageType::TransactionEnd as u32, 7, b"F\0".to_vec()));
+}
+
+#[test]
+fn what_only_newer_daemons_have_is_asked_for_and_done_without() {
+    let (mut client, script) = against(|mut daemon| {
+        let mut asked = Vec::new();
+        while let Some((header, payload)) = next(&mut daemon) {
+            let kind = MessageType::from_number(header.kind).unwrap();
+            match (kind, asked.len()) {
+                (MessageType::GetFeature, 0) => daemon.answer(&header, b"7\0"),
+                (MessageType::GetQuota, 2) => daemon.answer(&header, b"nodes watches\0"),
+                (MessageType::GetQuota, 3) => daemon.answer(&header, b"1000\0"),
+                (MessageType::Watch | MessageType::SetQuota, _) => daemon.answer(&header, b"OK\0"),
+                _ => daemon.refuse(&header, b"ENOSYS\0"),
+            }
+            asked.push((kind, String::from_utf8(payload).unwrap()));
+        }
+        asked
+    });
+    client.watch_depth("/a", "t", 1).unwrap();
+    assert_eq!(client.quotas().unwrap().unwrap(), ["nodes", "watches"]);
+    assert_eq!(client.quota(Some(5), "nodes").unwrap(), Some(1000));
+    assert!(client.set_quota(None, "nodes", 20).unwrap());
+    // And one of before.
+    client.watch_depth("/b", "t", 1).unwrap();
+    assert_eq!(client.features(Some(5)).unwrap(), None);
+    assert!(!client.set_features(5, 1).unwrap());
+    assert_eq!(client.quota(None, "nodes").unwrap(), None);
+    drop(client);
+    let asked = script.join().unwrap();
+    let of = |kind| asked.iter().filter(|(asked, _)| *asked == kind).map(|(_, payload)| &**payload).collect::<Vec<_>>();
+    assert_eq!(of(MessageType::Watch), ["/a\0t\x001\0", "/b\0t\0"], "with its depth where there is such a thing");
+    assert_eq!(of(MessageType::GetQuota), ["\0", "5\0nodes\0", "nodes\0"]);
+    assert_eq!(of(MessageType::SetQuota), ["nodes\x0020\0"]);
+    assert_eq!(of(MessageType::GetFeature), ["\0", "\0", "5\0"]);
+    assert_eq!(of(MessageType::SetFeature), ["5\x001\0"]);
+}

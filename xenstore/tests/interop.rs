@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use daemon::Daemon;
 use xenstore::Store;
-use xenstore_rs::Xs;
+use xenstore_rs::{Xs, XsTransaction, XsTransactionSpan};
 
 /// In the environment: this process is the child that speaks xenstore-rs.
 const CHILD: &str = "WINDSOR_TEST_XENSTORE_RS";
@@ -110,6 +110,20 @@ fn what_is_written_for_xenstore_rs_works_on_our_client() {
     compat.write("/rs/a", "1").unwrap();
     assert_eq!(&*compat.read("/rs/a").unwrap(), "1");
     assert_eq!(compat.directory("/rs").unwrap(), ["a".into()]);
+    let span = compat.transaction().unwrap();
+    span.write("/rs/b", "2").unwrap();
+    assert_eq!(compat.read("/rs/b").unwrap_err().kind(), std::io::ErrorKind::NotFound, "not yet");
+    assert_eq!(&*span.read("/rs/b").unwrap(), "2");
+    span.commit().unwrap();
+    assert_eq!(&*compat.read("/rs/b").unwrap(), "2");
+    let given_up = compat.transaction().unwrap();
+    given_up.rm("/rs").unwrap();
+    drop(given_up);
+    let late = compat.transaction().unwrap();
+    late.write("/rs/a", "mine").unwrap();
+    compat.write("/rs/a", "theirs").unwrap();
+    assert_eq!(late.commit().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody has interfered");
+    assert_eq!(compat.directory("/rs").unwrap(), ["a".into(), "b".into()]);
     compat.rm("/rs").unwrap();
     assert_eq!(compat.read("/rs/a").unwrap_err().kind(), std::io::ErrorKind::NotFound);
 }

@@ -39,6 +39,8 @@ use guest::{Guest, Retired};
 use nodes::Name;
 use voice::Voice;
 
+/// How long dom0 may take to start its xenstored anew. Guests' I/O goes on meanwhile.
+const STORE_RESTART: Duration = Duration::from_secs(30);
 /// Most devices of one VM.
 const MAX_DEVICES: usize = 1024;
 /// How long everything may take to close when we are asked to end.
@@ -72,6 +74,10 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
         SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(io::Error::from)?;
 
     let mut client = store::domain(&world, own)?;
+    if world == World::Xen {
+        // An embedded host ends with its store; of a real one only the store may be new.
+        client = client.survive(STORE_RESTART);
+    }
     let domid = client.text("domid")?.and_then(|text| text.parse().ok());
     let domid = domid.ok_or_else(|| SupervisorError::Unusable("the store does not say which domain this is".into()))?;
     let zero_copy = match (config.backend.data_path, world.allows_zero_copy()) {
