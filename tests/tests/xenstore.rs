@@ -119,6 +119,26 @@ fn a_domain_sees_and_does_what_it_may() {
 }
 
 #[test]
+fn the_host_s_limits_can_be_set() {
+    let rig = Rig::new();
+    let dir = rig.path("other").display().to_string();
+    let host = |quota: &str| run(rig::windsor().args(["host", "--dir", &dir, "--quota", quota]));
+    for wrong in ["nodes", "nodes=x", "colour=1"] {
+        assert!(host(wrong).refused(2).contains("transaction-nodes"), "{wrong}");
+    }
+    let mut command = rig::windsor();
+    let mut child =
+        command.args(["host", "--dir", &dir, "--quota", "node-size=64"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut store = xenstore::Client::connect(&rig.path("other/xenstored/socket")).unwrap();
+    let limit = store.quota(None, "node-size");
+    rig::signal_to(child.id(), rustix::process::Signal::TERM);
+    child.wait().unwrap();
+    assert_eq!(limit.unwrap(), Some(64));
+}
+
+#[test]
 fn a_watch_tells_each_change_and_ends_when_told_to() {
     let rig = Rig::new();
     let mut command = rig.command("xenstore");

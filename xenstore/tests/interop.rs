@@ -72,6 +72,26 @@ fn xen_s_own_test_passes() {
 }
 
 #[test]
+fn debian_s_xenstore_control_works() {
+    // Not the one in the path, which looks for a hypervisor first.
+    let Some(program) = daemon::xen_utils("xenstore-control") else {
+        return daemon::skip("xenstore-control", "xen-utils-4.17 is neither installed nor fetched by the lab");
+    };
+    let daemon = Daemon::new();
+    let control = |words: &[&str]| tool(&daemon, program.to_str().unwrap(), words);
+    assert!(text(control(&["quota"])).contains("nodes            :     1000 "));
+    assert_eq!(text(control(&["quota", "set", "nodes", "20000"])), "OK\n");
+    assert!(text(control(&["quota"])).contains("nodes            :    20000 "));
+    assert!(text(control(&["quota-soft"])).contains("memory "));
+    assert_eq!(text(control(&["check"])), "OK\n");
+    let unknown = control(&["nonsense"]);
+    assert!(
+        !unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("quota-soft"),
+        "{unknown:?}"
+    );
+}
+
+#[test]
 fn the_crate_xenstore_rs_works_against_our_server() {
     if std::env::var_os(CHILD).is_some() {
         return;

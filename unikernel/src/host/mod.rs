@@ -35,7 +35,7 @@ const DESTROY_PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the directory cannot be used, or another host has it; with the directory's name.
-pub fn run(dir: &Path) -> io::Result<()> {
+pub fn run(dir: &Path, limits: Limits) -> io::Result<()> {
     // Blocked before any thread is there, so that only the wait below gets them.
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
@@ -50,7 +50,7 @@ pub fn run(dir: &Path) -> io::Result<()> {
     let toolstack = Toolstack { dir: dir.to_owned(), store: Arc::default() };
     let ways = Arc::clone(&toolstack.store);
     let host = Host::new(dir, toolstack).map_err(named)?;
-    let (server, handle) = Server::new(Limits::default())?;
+    let (server, handle) = Server::new(limits)?;
     let (mut server, socket) = (server, dir.join("xenstored/socket"));
     prepare(&socket).and_then(|()| server.listen(&socket)).map_err(named)?;
     let store = thread::Builder::new().name("xenstored".into()).spawn(move || server.run())?;

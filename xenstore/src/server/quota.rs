@@ -50,6 +50,20 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The names that [`Limits::set`] knows.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        QUOTAS.iter().map(|quota| quota.name)
+    }
+
+    /// Sets a limit by the name that `xenstore-control quota` has for it, 0 for none; false if there is none such.
+    #[must_use]
+    pub fn set(&mut self, name: &str, limit: usize) -> bool {
+        let quota = QUOTAS.iter().find(|quota| quota.name == name);
+        quota.map(|quota| quota.set(self, limit)).is_some()
+    }
+}
+
 /// A limit that can be looked at and set while the daemon runs.
 pub struct Quota {
     /// What `xenstore-control` calls it.
