@@ -76,7 +76,8 @@ pub fn is_long() -> bool {
 pub fn xen_utils(name: &str) -> Option<PathBuf> {
     let installed = Path::new("/usr/lib/xen-4.17/bin").join(name);
     let lab = |place: &str| Path::new(place).join("lab/root/usr/lib/xen-4.17/bin").join(name);
-    let of_target = lab(concat!(env!("CARGO_TARGET_TMPDIR"), "/.."));
+    // The target directory's, which may be elsewhere: above it is the directory of the platform.
+    let of_target = lab(concat!(env!("CARGO_TARGET_TMPDIR"), "/../.."));
     let of_checkout = lab(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"));
     [installed, of_target, of_checkout].into_iter().find(|path| path.exists())
 }
