@@ -139,6 +139,29 @@ fn the_host_s_limits_can_be_set() {
 }
 
 #[test]
+fn a_host_without_descriptors_serves_those_it_has_and_others_later() {
+    let rig = Rig::new();
+    let (dir, program) = (rig.path("few"), rig::windsor().get_program().to_owned());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 64; exec \"$0\" host --dir \"$1\""]).arg(program).arg(&dir).stdout(Stdio::piped());
+    let mut child = shell.stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let socket = dir.join("xenstored/socket");
+    let mut early = xenstore::Client::connect(&socket).unwrap();
+    early.write("/early", b"1").unwrap();
+    let crowd: Vec<_> = (0..200).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+    early.write("/early", b"2").unwrap();
+    drop(crowd);
+    rig::eventually("a place for one more", || xenstore::Client::connect(&socket).ok()?.read("/early").ok());
+    rig::signal_to(child.id(), rustix::process::Signal::TERM);
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    child.wait().unwrap();
+    assert!(said.lines().count() < 20, "{said}");
+}
+
+#[test]
 fn a_watch_tells_each_change_and_ends_when_told_to() {
     let rig = Rig::new();
     let mut command = rig.command("xenstore");

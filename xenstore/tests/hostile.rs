@@ -158,6 +158,25 @@ fn rights_given_in_a_transaction_are_not_for_the_next_domain_of_the_number() {
 }
 
 #[test]
+fn a_domain_has_so_many_connections_and_no_more() {
+    let daemon = Daemon::new();
+    let (mut first, _one) = guest(&daemon, 3);
+    let connect = || UnixStream::connect(daemon.domain_socket(3)).unwrap();
+    let mut others: Vec<UnixStream> = (0..62).map(|_| connect()).collect();
+    first.write("data/x", b"1").unwrap();
+    let mut one_too_many = connect();
+    assert_eq!(one_too_many.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed at once");
+    others.pop();
+    let started = std::time::Instant::now();
+    // Its place is free when the daemon has heard of its end.
+    while Client::connect(&daemon.domain_socket(3)).unwrap().read("data/x").is_err() {
+        assert!(started.elapsed().as_secs() < 30);
+    }
+    let mut other = daemon.domain(4);
+    assert_eq!(refused(other.read("nothing")), ErrorName::Eacces, "others are not concerned");
+}
+
+#[test]
 fn deep_paths_and_long_ones_are_cut_off_where_the_c_daemon_does() {
     let daemon = Daemon::new();
     let mut dom0 = daemon.client();

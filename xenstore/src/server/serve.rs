@@ -36,6 +36,8 @@ pub struct Server {
     pub(super) held: BTreeSet<u64>,
     /// dom0's socket: those of domains that come by message are beside it.
     pub(super) beside: PathBuf,
+    /// A descriptor to let go of when there are no more.
+    pub(super) spare: Option<OwnedFd>,
     next: u64,
 }
 
@@ -69,6 +71,7 @@ impl Server {
             clients: HashMap::new(),
             held: BTreeSet::new(),
             beside: PathBuf::new(),
+            spare: Some(eventfd(0, EventfdFlags::CLOEXEC)?),
             next: 1,
         };
         Ok((server, handle))

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with, socketpair,
@@ -129,6 +130,7 @@ impl Server {
         }
     }
 
+    /// Somebody connects. Who is one too many, of its domain or of all that this process can have, is let go at once.
     pub(super) fn accept(&mut self, number: u64) {
         let Some(listener) = self.listeners.get(&number) else { return };
         let domid = listener.domid;
@@ -138,13 +140,18 @@ impl Server {
                 if theirs >= self.state.domains.limits(domid).connections {
                     tracing::debug!(domid, "too many connections");
                 } else if let Err(error) = self.admit(fd, domid) {
-                    tracing::warn!(%error, domid, "a client could not be admitted");
+                    tracing::debug!(%error, domid, "a client could not be admitted");
                 }
             }
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
             Err(error) => {
-                tracing::warn!(%error, "accepting a client");
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                // It would stay at the door, and we would be called again and again: the descriptor that is kept for
+                // this takes it in and sends it away.
+                tracing::debug!(%error, domid, "no descriptor for a client");
+                self.spare = None;
+                let sent_away = accept_with(&listener.fd, SocketFlags::CLOEXEC);
+                drop(sent_away);
+                self.spare = eventfd(0, EventfdFlags::CLOEXEC).ok();
             }
         }
     }
