@@ -147,6 +147,18 @@ build_test() {
     strip -o "$root/tests/$name" "$file" 2>>"$LAB/build/test-$name.log" && pack "$root" "$LAB/build/test-$name.cpio"
 }
 
+# The command itself, for dom0: NAME is windsor.
+build_tool() {
+    local root=$LAB/build/images-tool-$1 file=${WINDSOR:-}
+    rm -rf "$root"
+    mkdir -p "$root/bin"
+    if [ -z "$file" ]; then
+        (cd "$WORKSPACE" && cargo build --release --quiet --message-format=json) >"$LAB/build/tool-$1.json" 2>"$LAB/build/tool-$1.log" || return 1
+        file=$(sed -n 's/.*"executable":"\([^"]*\/windsor\)".*/\1/p' "$LAB/build/tool-$1.json" | tail -n 1)
+    fi
+    strip -o "$root/bin/$1" "$file" 2>>"$LAB/build/tool-$1.log" && pack "$root" "$LAB/build/tool-$1.cpio"
+}
+
 # A service VM from services/NAME.toml, by `windsor image build`.
 build_service() {
     local name=$1 toml=$HERE/services/$1.toml kernel kind dir=/images/service-$1 root=$LAB/build/images-$1 append=
