@@ -1,0 +1,29 @@
+//! What fuzzing has kept, once more: the targets of `xenstore/fuzz` with their corpora.
+
+#[path = "../fuzz/body.rs"]
+mod body;
+#[path = "model/paths.rs"]
+mod paths;
+
+/// Replays a corpus, and says which input it was that broke something.
+fn replay(corpus: &str, target: fn(&[u8])) {
+    let directory = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus")).join(corpus);
+    let mut inputs: Vec<_> = directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    inputs.sort();
+    assert!(inputs.len() > 20, "{} inputs in {}", inputs.len(), directory.display());
+    for input in inputs {
+        let bytes = std::fs::read(&input).unwrap();
+        let survived = std::panic::catch_unwind(|| target(&bytes));
+        assert!(survived.is_ok(), "{}: {}", input.display(), bytes.escape_ascii());
+    }
+}
+
+#[test]
+fn the_corpus_of_frames_is_survived() {
+    replay("frames", body::frames);
+}
+
+#[test]
+fn the_corpus_of_paths_is_survived() {
+    replay("path", body::path);
+}
