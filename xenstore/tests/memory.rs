@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use daemon::{Daemon, guest, refused, request};
 use xenstore::wire::{ErrorName, HEADER, MessageType, message};
-use xenstore::{Client, Store};
+use xenstore::Store;
 
 /// The memory of a whole process is looked at, so these tests take turns.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -110,26 +110,4 @@ fn what_a_transaction_holds_is_bounded_and_dies_with_its_client() {
     std::thread::sleep(Duration::from_millis(100));
     client.transaction(|tx| tx.write("data/free", b"")).unwrap();
     assert_eq!(client.directory("data").unwrap(), ["free"], "nothing of what was never committed");
-}
-
-#[test]
-fn a_reset_in_any_state_and_hundreds_of_reconnects_leave_nothing_behind() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let daemon = Daemon::new();
-    let (mut client, mut raw) = guest(&daemon, 3);
-    for payload in [request(MessageType::TransactionStart, 1, b"\0"), request(MessageType::Watch, 2, b"data\0t\0")] {
-        raw.write_all(&payload).unwrap();
-    }
-    let inside = message(MessageType::ResetWatches as u32, 3, 1, &[b"\0"]).unwrap();
-    raw.write_all(&inside).unwrap();
-    raw.write_all(&inside).unwrap();
-    let connect = || {
-        let mut client = Client::connect(&daemon.domain_socket(3)).unwrap();
-        (0..100).for_each(|n| client.watch("data", &n.to_string()).unwrap());
-    };
-    (0..20).for_each(|_| connect());
-    let before = resident();
-    (0..200).for_each(|_| connect());
-    assert!(resident().saturating_sub(before) < 8, "{} MB, then {} MB", before, resident());
-    client.watch("data", "after").unwrap();
 }
