@@ -1,7 +1,7 @@
 //! What only dom0 may ask: about domains, and about the daemon itself. The operations on features and quotas are those
 //! of Xen 4.22; the C daemon of 4.17 answers them with `ENOSYS`.
 
-use super::dispatch::{OK, Outcome, State, number, strings};
+use super::dispatch::{OK, Outcome, State, number, string, strings};
 use super::quota::{QUOTAS, Quota, SOFT_QUOTAS};
 use super::tree::parent;
 use crate::wire::{ErrorName, MessageType};
@@ -25,12 +25,18 @@ pub fn is_for_dom0(kind: MessageType, payload: &[u8]) -> bool {
 pub fn perform(state: &mut State, kind: MessageType, payload: &[u8]) -> Result<Outcome, ErrorName> {
     let answer = match kind {
         MessageType::IsDomainIntroduced => {
-            let [domain] = strings(payload)?;
+            let domain = string(payload)?;
             let there = state.domains.contains(number(domain)?);
             if there { b"T\0".to_vec() } else { b"F\0".to_vec() }
         }
         MessageType::Introduce => {
-            let [domain, _frame, port] = strings(payload)?;
+            // Reserved strings may follow.
+            let mut strings = payload.split(|byte| *byte == 0);
+            let (Some(domain), Some(_frame), Some(port), Some(_)) =
+                (strings.next(), strings.next(), strings.next(), strings.next())
+            else {
+                return Err(ErrorName::Einval);
+            };
             let (domid, port): (u16, u32) = (number(domain)?, number(port)?);
             return if port == 0 { Err(ErrorName::Einval) } else { Ok(Outcome::Introduce(domid)) };
         }
@@ -48,7 +54,7 @@ pub fn perform(state: &mut State, kind: MessageType, payload: &[u8]) -> Result<O
         }
         MessageType::GetFeature => {
             if payload.len() > 1 {
-                let [domain] = strings(payload)?;
+                let domain = string(payload)?;
                 known(state, number(domain)?)?;
             }
             format!("{FEATURES}\0").into_bytes()
@@ -80,7 +86,7 @@ fn known(state: &State, domid: u16) -> Result<u16, ErrorName> {
 
 /// The one domain that is named, which is there and not dom0.
 fn existing(state: &State, payload: &[u8]) -> Result<u16, ErrorName> {
-    let [domain] = strings(payload)?;
+    let domain = string(payload)?;
     match number(domain)? {
         0 => Err(ErrorName::Einval),
         domid => known(state, domid),
@@ -107,10 +113,9 @@ fn get_quota(state: &State, payload: &[u8]) -> Result<Vec<u8>, ErrorName> {
         let names: Vec<&str> = QUOTAS.iter().map(|quota| quota.name).collect();
         return Ok(format!("{}\0", names.join(" ")).into_bytes());
     }
-    let (mut limits, name) = match (strings::<2>(payload), strings::<1>(payload)) {
-        (Ok([domain, name]), _) => (state.domains.limits(known(state, number(domain)?)?), name),
-        (_, Ok([name])) => (state.domains.limits, name),
-        _ => return Err(ErrorName::Einval),
+    let (mut limits, name) = match strings(payload) {
+        Ok([domain, name]) => (state.domains.limits(known(state, number(domain)?)?), name),
+        Err(_) => (state.domains.limits, string(payload)?),
     };
     Ok(format!("{}\0", quota(&QUOTAS, name)?.get(&mut limits)).into_bytes())
 }

@@ -126,7 +126,7 @@ pub fn perform(
             OK.to_vec()
         }
         MessageType::GetDomainPath => {
-            let [domain] = strings(payload)?;
+            let domain = string(payload)?;
             format!("/local/domain/{}\0", number::<u16>(domain)?).into_bytes()
         }
         MessageType::SetPerms if payload.starts_with(b"@") => {
@@ -264,10 +264,18 @@ fn permissions(payload: &[u8]) -> Result<Vec<Permission>, ErrorName> {
     entries.split('\0').map(str::parse).collect::<Result<_, _>>().map_err(|_| ErrorName::Einval)
 }
 
-/// Exactly `N` strings, each with its NUL.
+/// One string with its NUL, and nothing else.
+pub fn string(payload: &[u8]) -> Result<&[u8], ErrorName> {
+    match payload.split_last() {
+        Some((0, string)) if !string.contains(&0) => Ok(string),
+        _ => Err(ErrorName::Einval),
+    }
+}
+
+/// Exactly `N` strings, each with its NUL. Bytes without one after them are nothing, to the C daemon too.
 pub fn strings<const N: usize>(payload: &[u8]) -> Result<[&[u8]; N], ErrorName> {
-    let payload = payload.strip_suffix(b"\0").ok_or(ErrorName::Einval)?;
-    let strings: Vec<&[u8]> = payload.split(|byte| *byte == 0).collect();
+    let mut strings: Vec<&[u8]> = payload.split(|byte| *byte == 0).collect();
+    strings.pop();
     strings.try_into().map_err(|_| ErrorName::Einval)
 }
 

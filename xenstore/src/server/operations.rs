@@ -90,7 +90,7 @@ pub fn write(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> 
         Some(node) => Node { value: value.into(), ..Node::clone(&node) },
         None => return create(view, path, value, caller),
     };
-    check_size(&node, caller)?;
+    check_size(view, &node, caller)?;
     view.put(path, node);
     view.fire(path, false);
     Ok(())
@@ -132,8 +132,8 @@ fn create(view: &mut dyn View, path: &str, value: &[u8], caller: &Caller) -> Res
     let mut grown = Node::clone(&base);
     grown.children.push(name(new[new.len() - 1]));
     let node = Node::new(value, Arc::clone(&perms));
-    check_size(&grown, caller)?;
-    check_size(&node, caller)?;
+    check_size(view, &grown, caller)?;
+    check_size(view, &node, caller)?;
     view.put(above, grown);
     for at in (1..new.len()).rev() {
         let mut node = Node::new(&[], Arc::clone(&perms));
@@ -187,14 +187,15 @@ pub fn set_perms(view: &mut dyn View, path: &str, perms: Vec<Permission>, caller
         return Err(ErrorName::Eperm);
     }
     let node = Node { perms: perms.into(), ..Node::clone(&node) };
-    check_size(&node, caller)?;
+    check_size(view, &node, caller)?;
     view.put(path, node);
     view.fire(path, false);
     Ok(())
 }
 
-fn check_size(node: &Node, caller: &Caller) -> Result<(), ErrorName> {
+fn check_size(view: &mut dyn View, node: &Node, caller: &Caller) -> Result<(), ErrorName> {
     if caller.is_limited() && node.size() >= caller.limits.node_size {
+        view.fail();
         return Err(ErrorName::Enospc);
     }
     Ok(())

@@ -106,7 +106,9 @@ impl Overlay {
             // Of a node that nobody has ever seen nobody hears.
             let is_known = touched.before.is_some() || touched.now.is_some();
             if let Some(fire) = touched.fires.filter(|_| is_known) {
-                let known_to = [touched.before, touched.now.clone(), parent_before];
+                // To the C daemon a node that a transaction has removed has no parent to ask.
+                let parent = parent_before.filter(|_| order == Order::Done || touched.now.is_some());
+                let known_to = [touched.before, touched.now.clone(), parent];
                 changes.push(Change { path: path.to_string(), exact: fire.exact, known_to });
             }
             match touched.now {
@@ -116,7 +118,7 @@ impl Overlay {
         }
         // Of a node whose parent is as new as itself, the new parent says who may know.
         for change in &mut changes {
-            if change.known_to[2].is_none() {
+            if change.known_to[1].is_some() && change.known_to[2].is_none() {
                 change.known_to[2] = tree.get(parent(&change.path)).cloned();
             }
         }
@@ -188,6 +190,10 @@ impl View for Inside<'_> {
         let fires = &mut self.touch(path).fires;
         let exact = exact && fires.as_ref().is_none_or(|fire| fire.exact);
         *fires = Some(Fire { at, exact });
+    }
+
+    fn fail(&mut self) {
+        self.overlay.fail();
     }
 
     fn owned(&self, domid: u16) -> usize {

@@ -57,6 +57,8 @@ pub trait View: Look {
     fn remove(&mut self, path: &str);
     /// Watches at and above the node are to hear of a change, or only those on this very node.
     fn fire(&mut self, path: &str, exact: bool);
+    /// Something was refused half-way: a transaction cannot commit any more.
+    fn fail(&mut self);
     /// Nodes a domain owns.
     fn owned(&self, domid: u16) -> usize;
 }

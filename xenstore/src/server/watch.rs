@@ -174,11 +174,10 @@ impl Watches {
         }
     }
 
-    /// The events of one of the special names; who watches everything watches these too.
+    /// The events of one of the special names. They are below nothing: who watches `/` is not told.
     pub fn special(&self, name: &str, specials: &Specials, tell: &mut (impl FnMut(Told) + ?Sized)) {
-        let of = |path: &str| self.by_path.get(path.as_bytes()).into_iter().flatten();
-        let numbers: BTreeSet<&u64> = of(name).chain(of("/")).collect();
-        let concerned = numbers.into_iter().filter_map(|number| self.watches.get(number));
+        let numbers = self.by_path.get(name.as_bytes()).into_iter().flatten();
+        let concerned = numbers.filter_map(|number| self.watches.get(number));
         let heard = concerned.filter(|watch| specials.is_for(name, watch.who));
         heard.for_each(|watch| tell(told(watch, name.as_bytes().into())));
     }
