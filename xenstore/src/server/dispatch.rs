@@ -259,8 +259,8 @@ fn changing(view: &mut dyn View, kind: MessageType, payload: &[u8], caller: &Cal
 
 /// At least one entry, each with its NUL.
 fn permissions(payload: &[u8]) -> Result<Vec<Permission>, ErrorName> {
-    let entries = payload.strip_suffix(b"\0").ok_or(ErrorName::Einval)?;
-    let entries = std::str::from_utf8(entries).map_err(|_| ErrorName::Einval)?;
+    let end = payload.iter().rposition(|byte| *byte == 0).ok_or(ErrorName::Einval)?;
+    let entries = std::str::from_utf8(&payload[..end]).map_err(|_| ErrorName::Einval)?;
     entries.split('\0').map(str::parse).collect::<Result<_, _>>().map_err(|_| ErrorName::Einval)
 }
 

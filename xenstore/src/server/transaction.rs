@@ -11,6 +11,10 @@ use super::operations::Caller;
 use super::tree::{Change, Look, Node, Tree, View, parent};
 use crate::wire::ErrorName;
 
+/// Bytes that a transaction takes, and each node that it has looked at, beside the nodes: measured generously.
+const TRANSACTION: usize = 1024;
+const TOUCHED: usize = 264;
+
 struct Touched {
     /// Which of the transaction's nodes it is, counted from the first: watches fire in this order.
     at: usize,
@@ -64,7 +68,7 @@ impl Overlay {
 
     /// Bytes that it keeps beside the store.
     pub fn memory(&self) -> usize {
-        self.memory
+        TRANSACTION + self.memory
     }
 
     /// Applies it and tells what watches hear of, one change per node.
@@ -141,7 +145,7 @@ impl Inside<'_> {
             let before = self.tree.get(path).cloned();
             let since = self.tree.last_change();
             let touched = Touched { at, since, now: before.clone(), before, changed: false, fires: None };
-            self.overlay.memory += path.len() + size_of::<Touched>();
+            self.overlay.memory += path.len() + TOUCHED;
             self.overlay.touched.insert(path.into(), touched);
         }
         self.overlay.touched.get_mut(path).expect("just touched")

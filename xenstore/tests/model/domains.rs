@@ -67,7 +67,8 @@ impl Model {
 
     pub(super) fn tell_special(&mut self, name: &str) {
         let perms = self.specials.iter().find(|(special, _)| *special == name).expect("one of them").1.clone();
-        self.tell(&Fire { path: name.to_owned(), exact: false, readable: vec![perms] });
+        // The names are below nothing, not even the root.
+        self.tell(&Fire { path: name.to_owned(), exact: true, readable: vec![perms] });
     }
 
     /// SET_PERMS of what is no node: at once, in a transaction too.

@@ -69,7 +69,8 @@ impl Model {
                 continue;
             }
             let parent = paths::parent(&seen.path);
-            let above = before.get(parent).or_else(|| self.store.get(parent));
+            // What a transaction has removed has no parent to ask.
+            let above = is.and_then(|_| before.get(parent).or_else(|| self.store.get(parent)));
             let readable = [seen.was.as_ref(), is, above].into_iter().flatten();
             let readable = readable.map(|node| node.perms.clone()).collect();
             self.tell(&Fire { path: fire.path.clone(), exact: fire.exact, readable });

@@ -220,6 +220,7 @@ impl<'a> Work<'a> {
         let names: usize = node.children.iter().map(|name| name.len() + 1).sum();
         let size = node.value.len() + names + super::ENTRY_SIZE * node.perms.len() + super::NODE_SIZE;
         if !self.privileged() && size >= self.limits.node_size {
+            self.state.failed = true;
             return Err(ErrorName::Enospc);
         }
         Ok(())
