@@ -61,7 +61,8 @@ pub fn child(path: &str, name: &str) -> String {
     if path == "/" { format!("/{name}") } else { format!("{path}/{name}") }
 }
 
-/// Whether `path` is `above` or somewhere in it.
+/// Whether `path` is `above` or somewhere in it. The special names are in nothing.
 pub fn within(path: &str, above: &str) -> bool {
-    above == "/" || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    above == "/" && path.starts_with('/')
+        || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -68,8 +68,8 @@ impl Model {
             if seen.was.is_none() && is.is_none() {
                 continue;
             }
+            // What is gone is in nothing any more.
             let parent = paths::parent(&seen.path);
-            // What a transaction has removed has no parent to ask.
             let above = is.and_then(|_| before.get(parent).or_else(|| self.store.get(parent)));
             let readable = [seen.was.as_ref(), is, above].into_iter().flatten();
             let readable = readable.map(|node| node.perms.clone()).collect();
