@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, guest, refused, request};
-use xenstore::wire::{ErrorName, HEADER, MessageType, message};
 use xenstore::Store;
+use xenstore::wire::{ErrorName, HEADER, MessageType, message};
 
 /// The memory of a whole process is looked at, so these tests take turns.
 static ALONE: Mutex<()> = Mutex::new(());
