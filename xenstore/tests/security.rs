@@ -27,10 +27,12 @@ mod strange_paths;
 #[path = "security/table.rs"]
 mod table;
 
+use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daemon::Daemon;
 use peer::Peer;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use xenstore::wire::{ErrorName, MessageType};
 
 /// The memory of the whole process is looked at, so the tests take turns.
@@ -39,7 +41,16 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Kilobytes that this process, the server in it, has in memory.
+#[global_allocator]
+static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Bytes that this process, the server in it, holds: to the byte, where what the kernel counts hides what was free before.
+fn held() -> usize {
+    let stats = HEAP.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
+}
+
+/// Kilobytes that this process has in memory, as the kernel counts.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
