@@ -140,7 +140,7 @@ pub fn perform(
                 let overlay = client.transactions.get_mut(&header.transaction).ok_or(ErrorName::Enoent)?;
                 let answer = changing_or_reading(&mut Inside { overlay, tree: &state.tree }, kind, payload, &caller);
                 if domid != 0 && overlay.len() > limits.transaction_nodes {
-                    overlay.fail();
+                    overlay.fail_beyond(limits.transaction_nodes);
                     return Err(ErrorName::Enospc);
                 }
                 answer?

@@ -66,6 +66,12 @@ impl Overlay {
         self.failed = true;
     }
 
+    /// The same, because of too many nodes: those beyond `most` it has never seen.
+    pub fn fail_beyond(&mut self, most: usize) {
+        self.failed = true;
+        self.touched.retain(|_, touched| touched.at < most);
+    }
+
     /// Bytes that it keeps beside the store.
     pub fn memory(&self) -> usize {
         TRANSACTION + self.memory
