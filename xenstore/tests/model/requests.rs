@@ -23,6 +23,10 @@ impl Model {
             if who.domid != 0 && state.seen.len() > limits.transaction_nodes {
                 state.failed = true;
                 answer = Err(ErrorName::Enospc);
+                // What is beyond the limit it has never seen.
+                for beyond in state.seen.drain(limits.transaction_nodes..) {
+                    state.copies.set(&beyond.path, None);
+                }
             }
             let open = self.connections.get_mut(&connection).expect("open");
             open.transactions.insert(transaction, state);
