@@ -91,7 +91,12 @@ fn a_device_model_acts_for_its_guest_until_the_guest_is_gone() {
     guest.write("data/x", b"2").unwrap();
     assert_eq!(model.next_event(SOON).unwrap().unwrap().path, "/local/domain/3/data/x");
     daemon.handle.release(3).unwrap();
+    assert_eq!(model.next_event(SOON).unwrap().unwrap().path, "/local/domain/3/data", "it saw it go");
     daemon.domain(3);
+    dom0.mkdir("/local/domain/3/data").unwrap();
+    dom0.set_perms("/local/domain/3/data", &[Permission::none(3)]).unwrap();
+    dom0.write("/local/domain/3/data/secret", b"1").unwrap();
+    assert_eq!(model.next_event(SOON).unwrap(), None, "its watches see no more than it does");
     dom0.set_perms("/for-3", &[Permission::none(0), Permission::read(3)]).unwrap();
     assert_eq!(refused(model.read("/for-3")), ErrorName::Eacces, "the next domain 3 is somebody else");
 }

@@ -97,9 +97,6 @@ fn existing(state: &State, payload: &[u8]) -> Result<u16, ErrorName> {
 fn set_target(state: &mut State, domid: u16, target: u16) -> Result<(), ErrorName> {
     let domain = state.domains.get_mut(domid).filter(|_| target != 0).ok_or(ErrorName::Einval)?;
     domain.target = Some(target);
-    let connections = domain.connections.clone();
-    let who = state.domains.who(domid);
-    connections.into_iter().for_each(|client| state.watches.become_who(client, who));
     Ok(())
 }
 

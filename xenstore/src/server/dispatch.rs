@@ -95,13 +95,13 @@ pub fn perform(
         MessageType::Watch => {
             let [path, token] = strings(payload)?;
             let room = if domid == 0 { usize::MAX } else { limits.watches.saturating_sub(usage.watches) };
-            let wish = Wish { client: client.number, who, path, token };
+            let wish = Wish { client: client.number, domid, path, token };
             effects.event = Some(state.watches.add(&wish, room, limits.path_max)?);
             OK.to_vec()
         }
         MessageType::Unwatch => {
             let [path, token] = strings(payload)?;
-            state.watches.remove(&Wish { client: client.number, who, path, token }, limits.path_max)?;
+            state.watches.remove(&Wish { client: client.number, domid, path, token }, limits.path_max)?;
             client.unwatched(&state.watches);
             OK.to_vec()
         }

@@ -259,12 +259,14 @@ impl Server {
     /// Tells everybody concerned. The one who asked gets what it has to read with its answer.
     pub(super) fn fire(&mut self, changes: &[Change], asked: Option<u64>) {
         if !changes.is_empty() {
-            self.tell_all(asked, |state, tell| changes.iter().for_each(|change| state.watches.events(change, tell)));
+            self.tell_all(asked, |state, tell| {
+                changes.iter().for_each(|change| state.watches.events(change, &state.domains, tell))
+            });
         }
     }
 
     pub(super) fn fire_special(&mut self, name: &str) {
-        self.tell_all(None, |state, tell| state.watches.special(name, &state.specials, tell));
+        self.tell_all(None, |state, tell| state.watches.special(name, (&state.specials, &state.domains), tell));
     }
 
     fn tell_all(&mut self, asked: Option<u64>, events: impl Fn(&State, &mut dyn FnMut(Told))) {

@@ -106,7 +106,6 @@ impl Server {
         if let Some(listener) = self.listeners.remove(&listener) {
             self.unlisten(&listener);
         }
-        self.state.domains.remove(domid);
         let caller = Caller { who: Who::DOM0, limits: self.state.domains.limits };
         for root in self.state.tree.roots_owned_by(domid) {
             let (mut overlay, tree) = (Overlay::default(), &mut self.state.tree);
@@ -119,6 +118,8 @@ impl Server {
         }
         self.state.tree.forget_domain(domid);
         self.state.specials.forget_domain(domid);
+        // Who acts for it has heard of all that by its rights, and from now on has none of them.
+        self.state.domains.remove(domid);
         self.fire_special(RELEASED);
         Ok(())
     }

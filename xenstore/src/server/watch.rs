@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::domains::Domains;
 use super::operations::canonical;
-use super::perms::Who;
 use super::special::Specials;
 use super::tree::{Change, parent};
 use crate::wire::ErrorName;
@@ -19,7 +19,8 @@ const WATCH: usize = 550;
 #[derive(Clone, Debug)]
 struct Watch {
     client: u64,
-    who: Who,
+    /// The client's domain; whom it acts for is asked when the watch fires.
+    domid: u16,
     /// Absolute, or one of the special names, which like tokens may be any bytes.
     path: Arc<[u8]>,
     /// What the owner said: events speak the same language.
@@ -75,7 +76,7 @@ pub struct Wish<'a> {
     /// The connection.
     pub client: u64,
     /// Its domain.
-    pub who: Who,
+    pub domid: u16,
     /// As given.
     pub path: &'a [u8],
     /// As given.
@@ -93,7 +94,7 @@ impl Watches {
     /// # Errors
     /// `EEXIST`, `EINVAL` for a bad path, `E2BIG` without room.
     pub fn add(&mut self, wish: &Wish<'_>, room: usize, path_max: usize) -> Result<Event, ErrorName> {
-        let path: Arc<[u8]> = watched(wish.path, wish.who.domid, path_max)?.into();
+        let path: Arc<[u8]> = watched(wish.path, wish.domid, path_max)?.into();
         let (given, token): (Arc<[u8]>, Arc<[u8]>) = (wish.path.into(), wish.token.into());
         if self.find(wish.client, &path, wish.token).is_some() {
             return Err(ErrorName::Eexist);
@@ -104,7 +105,7 @@ impl Watches {
         self.last += 1;
         self.by_path.entry(Arc::clone(&path)).or_default().insert(self.last);
         let event = Event { path: Arc::clone(&given), token: Arc::clone(&token) };
-        let watch = Watch { client: wish.client, who: wish.who, path, given, token };
+        let watch = Watch { client: wish.client, domid: wish.domid, path, given, token };
         let theirs = self.by_client.entry(wish.client).or_default();
         theirs.watches.insert(self.last);
         theirs.memory += watch.memory();
@@ -117,7 +118,7 @@ impl Watches {
     /// # Errors
     /// `ENOENT` when there is none such, if only because its path is none.
     pub fn remove(&mut self, wish: &Wish<'_>, path_max: usize) -> Result<(), ErrorName> {
-        let path = watched(wish.path, wish.who.domid, path_max).map_err(|_| ErrorName::Enoent)?;
+        let path = watched(wish.path, wish.domid, path_max).map_err(|_| ErrorName::Enoent)?;
         let number = self.find(wish.client, &path, wish.token).ok_or(ErrorName::Enoent)?;
         self.forget(number);
         Ok(())
@@ -127,15 +128,6 @@ impl Watches {
     pub fn clear(&mut self, client: u64) {
         let theirs: Vec<u64> = self.theirs(client).map(|(number, _)| number).collect();
         theirs.into_iter().for_each(|number| self.forget(number));
-    }
-
-    /// From now on a client's watches see what somebody else may see.
-    pub fn become_who(&mut self, client: u64, who: Who) {
-        for number in self.by_client.get(&client).into_iter().flat_map(|theirs| &theirs.watches) {
-            if let Some(watch) = self.watches.get_mut(number) {
-                watch.who = who;
-            }
-        }
     }
 
     /// True when an event that waits has a watch that would fire it now.
@@ -152,7 +144,7 @@ impl Watches {
     }
 
     /// The events that a change means, in the order of registration.
-    pub fn events(&self, change: &Change, tell: &mut (impl FnMut(Told) + ?Sized)) {
+    pub fn events(&self, change: &Change, domains: &Domains, tell: &mut (impl FnMut(Told) + ?Sized)) {
         let mut concerned: Vec<u64> = Vec::new();
         let mut at = &*change.path;
         loop {
@@ -164,13 +156,13 @@ impl Watches {
         }
         concerned.sort_unstable();
         // Most watches in a row are of one domain; who may know is worth asking only once for those.
-        let mut last: Option<(Who, bool)> = None;
+        let mut last: Option<(u16, bool)> = None;
         for watch in concerned.iter().filter_map(|number| self.watches.get(number)) {
             let visible = match last {
-                Some((who, visible)) if who == watch.who => visible,
-                _ => change.is_visible_to(watch.who),
+                Some((domid, visible)) if domid == watch.domid => visible,
+                _ => change.is_visible_to(domains.who(watch.domid)),
             };
-            last = Some((watch.who, visible));
+            last = Some((watch.domid, visible));
             if visible {
                 tell(told(watch, as_given(watch, &change.path)));
             }
@@ -178,10 +170,11 @@ impl Watches {
     }
 
     /// The events of one of the special names. They are below nothing: who watches `/` is not told.
-    pub fn special(&self, name: &str, specials: &Specials, tell: &mut (impl FnMut(Told) + ?Sized)) {
+    pub fn special(&self, name: &str, state: (&Specials, &Domains), tell: &mut (impl FnMut(Told) + ?Sized)) {
+        let (specials, domains) = state;
         let numbers = self.by_path.get(name.as_bytes()).into_iter().flatten();
         let concerned = numbers.filter_map(|number| self.watches.get(number));
-        let heard = concerned.filter(|watch| specials.is_for(name, watch.who));
+        let heard = concerned.filter(|watch| specials.is_for(name, domains.who(watch.domid)));
         heard.for_each(|watch| tell(told(watch, name.as_bytes().into())));
     }
 
