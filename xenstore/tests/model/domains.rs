@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use xenstore::wire::ErrorName;
 
-use super::requests::strings;
+use super::requests::{number, strings};
 use super::store::{Entry, Who};
 use super::work::Fire;
 use super::{Model, paths};
@@ -12,7 +12,8 @@ use crate::peer::Answer;
 
 impl Model {
     /// A domain is there.
-    pub fn introduce(&mut self) {
+    pub fn introduce(&mut self, domid: u16) {
+        self.introduced.insert(domid);
         self.tell_special("@introduceDomain");
     }
 
@@ -25,6 +26,9 @@ impl Model {
                 self.remove_orphan(&path);
             }
         }
+        self.introduced.remove(&domid);
+        // Who acted for it acts for nobody; not for the next of its number.
+        self.targets.retain(|of, target| *of != domid && *target != dead);
         *Rc::make_mut(&mut self.lives).entry(domid).or_default() += 1;
         for path in self.store.subtree("/", false) {
             let mut node = self.store.get(&path).expect("listed").clone();
@@ -63,6 +67,38 @@ impl Model {
         let owner = if lives(perms[0].who) { perms[0].who } else { self.who(0) };
         let others = perms[1..].iter().filter(|entry| lives(entry.who));
         [Entry { who: owner, ..perms[0] }].iter().chain(others).copied().collect()
+    }
+
+    /// SET_TARGET.
+    pub(super) fn set_target(&mut self, payload: &[u8]) -> Answer {
+        let parts = strings(payload);
+        let [domain, target] = parts[..] else { return Err(ErrorName::Einval) };
+        let (domid, target) = (number(domain)?, number(target)?);
+        if !self.introduced.contains(&domid) || !self.introduced.contains(&target) {
+            return Err(ErrorName::Enoent);
+        }
+        // To act for dom0 would be to be dom0.
+        if domid == 0 || target == 0 {
+            return Err(ErrorName::Einval);
+        }
+        self.targets.insert(domid, self.who(target));
+        Ok(b"OK\0".to_vec())
+    }
+
+    /// INTRODUCE of a domain that is there: it begins anew with what it had registered.
+    pub(super) fn introduce_again(&mut self, payload: &[u8]) -> Answer {
+        let parts = strings(payload);
+        let [domain, _, port, ..] = parts[..] else { return Err(ErrorName::Einval) };
+        let (who, port) = (self.who(number(domain)?), number(port)?);
+        if port == 0 {
+            return Err(ErrorName::Einval);
+        }
+        assert!(self.introduced.contains(&who.domid), "a new one has a socket that the test does not know");
+        for connection in self.connections.values_mut().filter(|connection| connection.who == who && who.domid != 0) {
+            connection.watches.clear();
+            connection.transactions.clear();
+        }
+        Ok(b"OK\0".to_vec())
     }
 
     pub(super) fn tell_special(&mut self, name: &str) {

@@ -10,14 +10,14 @@ mod transactions;
 mod watches;
 mod work;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use xenstore::server::Limits;
 use xenstore::wire::{ErrorName, MessageType};
 
 use crate::peer::{Answer, Event};
-use requests::{one, text};
+use requests::{number, one, text};
 use store::{Entry, Node, Store, Who};
 use work::State;
 
@@ -32,6 +32,10 @@ pub struct Model {
     clock: u64,
     /// How often each number has been released.
     lives: Rc<BTreeMap<u16, u32>>,
+    /// The domains that are there.
+    introduced: BTreeSet<u16>,
+    /// For whom else a domain acts.
+    targets: BTreeMap<u16, Who>,
     /// Who hears of domains that come and go.
     specials: [(&'static str, Vec<Entry>); 2],
     connections: BTreeMap<usize, Connection>,
@@ -60,6 +64,8 @@ impl Model {
             store: Store::default(),
             clock: 0,
             lives: Rc::default(),
+            introduced: BTreeSet::from([0]),
+            targets: BTreeMap::new(),
             specials: ["@introduceDomain", "@releaseDomain"].map(|name| (name, Vec::new())),
             connections: BTreeMap::new(),
             next: 0,
@@ -121,11 +127,18 @@ impl Model {
             }
             TransactionStart => self.start(connection, transaction),
             TransactionEnd => self.end(connection, transaction, payload),
-            GetDomainPath => {
-                let number = one(payload)?;
-                Ok(format!("{}\0", paths::home(std::str::from_utf8(number).unwrap_or("").parse().unwrap_or(0)))
-                    .into_bytes())
+            GetDomainPath => Ok(format!("{}\0", paths::home(number(one(payload)?)?)).into_bytes()),
+            IsDomainIntroduced => {
+                let known = self.introduced.contains(&number(one(payload)?)?);
+                Ok(if known { b"T\0".to_vec() } else { b"F\0".to_vec() })
             }
+            Resume => match number(one(payload)?)? {
+                0 => Err(ErrorName::Einval),
+                domid if self.introduced.contains(&domid) => Ok(b"OK\0".to_vec()),
+                _ => Err(ErrorName::Enoent),
+            },
+            SetTarget => self.set_target(payload),
+            Introduce => self.introduce_again(payload),
             SetPerms if payload.starts_with(b"@") => self.set_special(who, payload),
             _ => self.nodes(connection, kind, transaction, payload),
         }

@@ -6,7 +6,7 @@ use xenstore::wire::{ErrorName, MessageType, PAYLOAD_MAX};
 
 use super::Model;
 use super::paths::absolute;
-use super::store::{Entry, Node};
+use super::store::{Asker, Entry, Node};
 use super::work::Work;
 use crate::peer::Answer;
 
@@ -14,9 +14,10 @@ impl Model {
     pub(super) fn nodes(&mut self, connection: usize, kind: MessageType, transaction: u32, payload: &[u8]) -> Answer {
         let open = self.connections.get_mut(&connection).expect("open");
         let who = open.who;
+        let asker = Asker { who, target: self.targets.get(&who.domid).copied() };
         let state = open.transactions.remove(&transaction);
         let (store, limits) = (self.store.clone(), self.limits);
-        let mut work = Work::new(who, state.unwrap_or_default(), &store, &limits, Rc::clone(&self.lives));
+        let mut work = Work::new(asker, state.unwrap_or_default(), &store, &limits, Rc::clone(&self.lives));
         let mut answer = self.node_request(&mut work, kind, payload);
         let mut state = work.state;
         if state.inside {
@@ -38,7 +39,7 @@ impl Model {
     }
 
     pub(super) fn node_request(&self, work: &mut Work, kind: MessageType, payload: &[u8]) -> Answer {
-        let domid = work.who.domid;
+        let domid = work.asker.who.domid;
         let path = |path: &[u8]| absolute(path, domid, false);
         let ok = b"OK\0".to_vec();
         match kind {
@@ -97,6 +98,11 @@ pub fn one(payload: &[u8]) -> Result<&[u8], ErrorName> {
         Some((0, text)) if !text.contains(&0) => Ok(text),
         _ => Err(ErrorName::Einval),
     }
+}
+
+/// A domain's number.
+pub fn number(text: &[u8]) -> Result<u16, ErrorName> {
+    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or(ErrorName::Einval)
 }
 
 /// Everything that ends in a NUL.

@@ -51,13 +51,26 @@ pub enum Right {
     Own,
 }
 
-/// Whether `who` has a right by these entries: the owner and dom0 have all, others what their own entry says, or else
+/// Somebody who asks, and for whom else (SET_TARGET).
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    pub who: Who,
+    pub target: Option<Who>,
+}
+
+impl Asker {
+    fn is(self, who: Who) -> bool {
+        self.who == who || self.target == Some(who)
+    }
+}
+
+/// Whether somebody has a right by these entries: the owner and dom0 have all, others what their own entry says, or else
 /// what the owner's says.
-pub fn allows(perms: &[Entry], who: Who, right: Right) -> bool {
-    if who.domid == 0 || perms[0].who == who {
+pub fn allows(perms: &[Entry], asker: Asker, right: Right) -> bool {
+    if asker.who.domid == 0 || asker.is(perms[0].who) {
         return true;
     }
-    let letter = perms[1..].iter().find(|entry| entry.who == who).unwrap_or(&perms[0]).letter;
+    let letter = perms[1..].iter().find(|entry| asker.is(entry.who)).unwrap_or(&perms[0]).letter;
     match right {
         Right::Read => matches!(letter, b'r' | b'b'),
         Right::Write => matches!(letter, b'w' | b'b'),

@@ -4,7 +4,7 @@ use xenstore::wire::ErrorName;
 
 use super::paths::{absolute, home, within};
 use super::requests::strings;
-use super::store::{Right, allows};
+use super::store::{Asker, Right, allows};
 use super::work::Fire;
 use super::{Model, Watch};
 use crate::peer::Answer;
@@ -41,8 +41,8 @@ impl Model {
     /// path with the same token once.
     pub(super) fn tell(&mut self, fire: &Fire) {
         for connection in self.connections.values_mut() {
-            let who = connection.who;
-            if !fire.readable.iter().any(|perms| allows(perms, who, Right::Read)) {
+            let asker = Asker { who: connection.who, target: self.targets.get(&connection.who.domid).copied() };
+            if !fire.readable.iter().any(|perms| allows(perms, asker, Right::Read)) {
                 continue;
             }
             let mut told = Vec::new();

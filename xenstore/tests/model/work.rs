@@ -7,7 +7,7 @@ use xenstore::server::Limits;
 use xenstore::wire::ErrorName;
 
 use super::paths;
-use super::store::{Entry, Node, Right, Store, Who, allows};
+use super::store::{Asker, Entry, Node, Right, Store, allows};
 
 /// How a node was when it was first looked at.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub struct Fire {
 /// Works on copies of nodes, each made when it is first looked at.
 #[derive(Clone, Debug)]
 pub struct Work<'a> {
-    pub who: Who,
+    pub asker: Asker,
     pub state: State,
     all: &'a Store,
     limits: &'a Limits,
@@ -55,12 +55,18 @@ pub struct State {
 }
 
 impl<'a> Work<'a> {
-    pub fn new(who: Who, state: State, all: &'a Store, limits: &'a Limits, lives: Rc<BTreeMap<u16, u32>>) -> Work<'a> {
-        Work { who, state, all, limits, lives }
+    pub fn new(
+        asker: Asker,
+        state: State,
+        all: &'a Store,
+        limits: &'a Limits,
+        lives: Rc<BTreeMap<u16, u32>>,
+    ) -> Work<'a> {
+        Work { asker, state, all, limits, lives }
     }
 
     fn privileged(&self) -> bool {
-        self.who.domid == 0
+        self.asker.who.domid == 0
     }
 
     /// The node as it stands here.
@@ -95,13 +101,13 @@ impl<'a> Work<'a> {
     /// A node on which there must be a right. Who has not the same right above is not told that it is missing.
     fn find(&mut self, path: &str, right: Right) -> Result<Node, ErrorName> {
         let error = match self.look(path)? {
-            Some(node) if allows(&node.perms, self.who, right) => return Ok(node),
+            Some(node) if allows(&node.perms, self.asker, right) => return Ok(node),
             Some(_) => ErrorName::Eacces,
             None => ErrorName::Enoent,
         };
         let (_, above) = self.nearest(path)?;
-        let known = allows(&above.perms, self.who, right)
-            || right == Right::Own && allows(&above.perms, self.who, Right::Write);
+        let known = allows(&above.perms, self.asker, right)
+            || right == Right::Own && allows(&above.perms, self.asker, Right::Write);
         Err(if known { error } else { ErrorName::Eacces })
     }
 
@@ -143,7 +149,7 @@ impl<'a> Work<'a> {
             missing.push(at.to_owned());
             at = paths::parent(at);
         }
-        let has = self.all.owned(self.who) as isize + self.state.owned;
+        let has = self.all.owned(self.asker.who) as isize + self.state.owned;
 
         if !self.privileged() && has + missing.len() as isize > self.limits.nodes as isize {
             return Err(ErrorName::Enospc);
@@ -154,7 +160,7 @@ impl<'a> Work<'a> {
             parent.children.push(paths::name(path).to_owned());
             let mut perms = parent.perms.clone();
             if !self.privileged() {
-                perms[0].who = self.who;
+                perms[0].who = self.asker.who;
             }
             let node = Node { value: Vec::new(), children: Vec::new(), perms, changed: 0 };
             made.push((at, std::mem::replace(&mut parent, node)));
@@ -163,7 +169,7 @@ impl<'a> Work<'a> {
         parent.value = value.to_vec();
         made.push((at, parent));
         made.iter().try_for_each(|(_, node)| self.sized(node))?;
-        let mine = made[1..].iter().filter(|(_, node)| node.owner() == self.who).count();
+        let mine = made[1..].iter().filter(|(_, node)| node.owner() == self.asker.who).count();
         self.state.owned += mine as isize;
         self.state.created = true;
         made.into_iter().for_each(|(path, node)| self.put(&path, Some(node)));
@@ -198,7 +204,7 @@ impl<'a> Work<'a> {
             self.remove_below(&paths::child(path, name), root)?;
         }
         self.fire(path, path != root, None);
-        self.state.owned -= isize::from(node.owner() == self.who);
+        self.state.owned -= isize::from(node.owner() == self.asker.who);
         self.put(path, None);
         Ok(())
     }

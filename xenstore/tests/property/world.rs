@@ -78,6 +78,7 @@ impl World {
             }
             110..=159 => self.start(),
             160..=219 => self.end(),
+            227..=229 => self.tell_of_domains(),
             // Guests have somewhere to write, whatever has been removed.
             220..=223 => {
                 let domid = self.random.u16(1..=DOMAINS);
@@ -96,6 +97,27 @@ impl World {
         let dead = (1..=DOMAINS).find(|domid| !self.alive[usize::from(*domid)]);
         if let Some(domid) = dead.filter(|_| self.random.u8(0..50) == 0) {
             self.introduce(domid);
+        }
+    }
+
+    /// What a toolstack says of domains, and what others say who may not.
+    fn tell_of_domains(&mut self) {
+        let (domid, other) = (self.random.u16(0..=DOMAINS + 1), self.random.u16(0..=DOMAINS + 1));
+        let (kind, payload) = match self.random.u8(0..8) {
+            0..=2 => (MessageType::SetTarget, format!("{domid}\0{other}\0")),
+            3 => (MessageType::IsDomainIntroduced, format!("{domid}\0")),
+            4 => (MessageType::Resume, format!("{domid}\0")),
+            5 => (MessageType::SetTarget, format!("{domid}\0")),
+            6 => (MessageType::Introduce, format!("{domid}\x000\x000\0")),
+            _ if domid <= DOMAINS && (domid == 0 || self.alive[usize::from(domid)]) => {
+                (MessageType::Introduce, format!("{domid}\x000\x001\0"))
+            }
+            _ => return,
+        };
+        let again = kind == MessageType::Introduce && domid != 0;
+        let answer = self.ask(0, kind as u32, payload.into_bytes());
+        if again && answer.is_ok() {
+            self.clients.iter_mut().filter(|client| client.domid == domid).for_each(|client| client.open.clear());
         }
     }
 
@@ -237,7 +259,7 @@ impl World {
         self.log(format!("introduce {domid}"));
         self.daemon.handle.introduce(domid, &self.daemon.domain_socket(domid)).unwrap();
         self.alive[usize::from(domid)] = true;
-        self.model.introduce();
+        self.model.introduce(domid);
         self.tell();
         self.furnish(domid);
         for _ in 0..self.random.usize(1..=3) {

@@ -106,6 +106,33 @@ fn t31_the_next_domain_of_a_number_inherits_nothing() {
     assert_serves(&daemon);
 }
 
+/// A device model acts for its guest (SET_TARGET), and not for the next domain of the guest's number: it neither does
+/// what that one may, nor do its watches see what that one sees.
+#[test]
+fn t31_who_acted_for_a_dead_domain_does_not_act_for_the_next() {
+    let _alone = alone();
+    let daemon = Daemon::new();
+    let mut dom0 = Peer::connect(&daemon.socket());
+    let mut model = introduce(&daemon, 8);
+    drop(introduce(&daemon, 3));
+    ask(&mut dom0, MessageType::SetTarget, &["8", "3"]).unwrap();
+    ask(&mut model, MessageType::Watch, &["/local/domain/3", "w"]).unwrap();
+    ask(&mut model, MessageType::Write, &["/local/domain/3/data/a"]).unwrap();
+    let told = |path: &str| (format!("/local/domain/3{path}"), "w".to_owned());
+    assert_eq!(model.events(), [told(""), told("/data/a")]);
+    daemon.handle.release(3).unwrap();
+    model.events();
+    let mut next = introduce(&daemon, 3);
+    ask(&mut next, MessageType::Write, &["data/secret"]).unwrap();
+    assert_eq!(model.events(), []);
+    assert_eq!(ask(&mut model, MessageType::Read, &["/local/domain/3/data/secret"]), Err(Eacces));
+    assert_eq!(ask(&mut model, MessageType::Write, &["/local/domain/3/data/secret"]), Err(Eacces));
+    // Nor does the next one have a device model that the last one had.
+    daemon.handle.release(8).unwrap();
+    assert_eq!(ask(&mut introduce(&daemon, 8), MessageType::Read, &["/local/domain/3/data"]), Err(Eacces));
+    assert_serves(&daemon);
+}
+
 /// XSA-483: the next domain with a number began with what the last one had used up.
 #[test]
 fn t31_the_next_domain_of_a_number_has_all_that_one_may_use() {
