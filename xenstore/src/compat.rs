@@ -1,7 +1,7 @@
 //! The traits of the crate xenstore-rs over our client, so that code written for it runs on ours: listing, reading,
 //! writing and removing, of text, in transactions too. Everything else is in [`crate::Store`].
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::io;
 use std::rc::Rc;
 
@@ -21,48 +21,73 @@ impl Compat {
     }
 }
 
-/// A transaction with xenstore-rs' interface: aborted where it is not committed.
+/// A transaction with xenstore-rs' interface: aborted where it is not committed. It ends with the connection that it
+/// was begun on; then, as in a conflict, everything fails with `WouldBlock`, and is to be done again in another one.
 #[derive(Debug)]
 pub struct Span {
     client: Rc<RefCell<Client>>,
     id: u32,
+    connection: Option<u64>,
     open: bool,
 }
 
 /// What both are to a request.
 struct Through<'a> {
-    client: std::cell::RefMut<'a, Client>,
-    id: u32,
+    client: RefMut<'a, Client>,
+    /// A transaction and the connection that it is of.
+    of: Option<(u32, Option<u64>)>,
 }
 
 impl Store for Through<'_> {
     fn request(&mut self, kind: MessageType, path: &str, parts: &[&[u8]]) -> Result<Vec<u8>, Error> {
-        self.client.ask(kind, self.id, path, parts)
+        match self.of {
+            None => self.client.ask(kind, 0, path, parts),
+            // The number may be somebody else's on the connection of now.
+            Some((_, connection)) if connection != self.client.connection() => Err(Error::Conflict { tries: 1 }),
+            Some((id, _)) => self.client.ask(kind, id, path, parts),
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        self.client.generation()
     }
 }
 
 impl Compat {
     fn store(&self) -> Through<'_> {
-        Through { client: self.0.borrow_mut(), id: 0 }
+        Through { client: self.0.borrow_mut(), of: None }
     }
 }
 
 impl Span {
     fn store(&self) -> Through<'_> {
-        Through { client: self.client.borrow_mut(), id: self.id }
+        Through { client: self.client.borrow_mut(), of: Some((self.id, self.connection)) }
+    }
+
+    fn end(&mut self, how: &[u8]) -> Result<(), Error> {
+        self.open = false;
+        self.store().request(MessageType::TransactionEnd, "", &[how]).map(drop)
     }
 }
 
 fn io_error(error: Error) -> io::Error {
-    let kind = match error.name() {
-        Some(ErrorName::Enoent) => io::ErrorKind::NotFound,
-        Some(ErrorName::Eacces | ErrorName::Eperm) => io::ErrorKind::PermissionDenied,
-        Some(ErrorName::Eexist) => io::ErrorKind::AlreadyExists,
-        Some(ErrorName::Einval) => io::ErrorKind::InvalidInput,
-        Some(ErrorName::Enospc) => io::ErrorKind::StorageFull,
-        // Try the whole transaction again.
-        Some(ErrorName::Eagain) => io::ErrorKind::WouldBlock,
-        _ => io::ErrorKind::Other,
+    let kind = match &error {
+        Error::Xenstore { name, .. } => match name {
+            ErrorName::Enoent => io::ErrorKind::NotFound,
+            ErrorName::Eacces | ErrorName::Eperm => io::ErrorKind::PermissionDenied,
+            ErrorName::Eexist => io::ErrorKind::AlreadyExists,
+            ErrorName::Einval => io::ErrorKind::InvalidInput,
+            ErrorName::Enospc => io::ErrorKind::StorageFull,
+            ErrorName::Other(name) if name == "EQUOTA" => io::ErrorKind::QuotaExceeded,
+            ErrorName::Enosys => io::ErrorKind::Unsupported,
+            // Try the whole transaction again.
+            ErrorName::Eagain => io::ErrorKind::WouldBlock,
+            _ => io::ErrorKind::Other,
+        },
+        Error::Conflict { .. } => io::ErrorKind::WouldBlock,
+        Error::Io { source, .. } | Error::Connection { source } => source.kind(),
+        Error::Unfit { .. } => io::ErrorKind::InvalidInput,
+        Error::NotUtf8 { .. } | Error::Protocol(_) => io::ErrorKind::InvalidData,
     };
     io::Error::new(kind, error)
 }
@@ -98,16 +123,16 @@ impl xenstore_rs::XsTransaction for Compat {
     type Span = Span;
 
     fn transaction(&self) -> io::Result<Span> {
-        let id = self.0.borrow_mut().start_transaction().map_err(io_error)?;
-        Ok(Span { client: Rc::clone(&self.0), id, open: true })
+        let mut client = self.0.borrow_mut();
+        let id = client.start_transaction().map_err(io_error)?;
+        Ok(Span { client: Rc::clone(&self.0), id, connection: client.connection(), open: true })
     }
 }
 
 impl xenstore_rs::XsTransactionSpan for Span {
     /// An error of the kind `WouldBlock` says that somebody has interfered.
     fn commit(mut self) -> io::Result<()> {
-        self.open = false;
-        self.client.borrow_mut().end_transaction(self.id, true).map_err(io_error)
+        self.end(b"T\0").map_err(io_error)
     }
 }
 
@@ -115,7 +140,7 @@ impl Drop for Span {
     fn drop(&mut self) {
         if self.open {
             // The daemon ends it with the connection if it cannot be told.
-            let _ = self.client.borrow_mut().end_transaction(self.id, false);
+            let _ = self.end(b"F\0");
         }
     }
 }

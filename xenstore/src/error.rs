@@ -27,6 +27,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The request cannot be put in a message, and was not sent.
+    #[error("xenstore: {operation:?} {path:?} cannot be asked: {reason}")]
+    Unfit {
+        /// What was to be asked.
+        operation: MessageType,
+        /// Of which node.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
     /// The connection is gone.
     #[error("the connection to xenstored is gone: {source}")]
     Connection {

@@ -13,6 +13,11 @@ pub trait Store {
     /// See [`Error`].
     fn request(&mut self, kind: MessageType, path: &str, parts: &[&[u8]]) -> Result<Vec<u8>, Error>;
 
+    /// How often the way to the store was made anew: what was read before may be another daemon's.
+    fn generation(&self) -> u64 {
+        0
+    }
+
     /// A node's value: bytes, not necessarily text.
     ///
     /// # Errors
@@ -71,11 +76,16 @@ pub trait Store {
     /// The names of a node's children, in no particular order.
     ///
     /// # Errors
-    /// `ENOENT`, `EACCES`; see [`Error`].
+    /// `ENOENT`, `EACCES`, `E2BIG` for more than a message of names from a daemon that has no parts of listings; see
+    /// [`Error`].
     fn directory(&mut self, path: &str) -> Result<Vec<String>, Error> {
         match self.request(MessageType::Directory, path, &[path.as_bytes(), b"\0"]) {
             Ok(payload) => Ok(names(&payload)),
-            Err(error) if error.name() == Some(&ErrorName::E2big) => directory_in_parts(self, path),
+            Err(error) if error.name() == Some(&ErrorName::E2big) => match directory_in_parts(self, path) {
+                // A daemon without parts: oxenstored, until 2025.
+                Err(part) if part.name() == Some(&ErrorName::Enosys) => Err(error),
+                other => other,
+            },
             Err(error) => Err(error),
         }
     }
@@ -100,18 +110,18 @@ pub trait Store {
 
 /// A listing that does not fit one message: parts of one generation, begun anew when the node changes meanwhile.
 fn directory_in_parts<S: Store + ?Sized>(store: &mut S, path: &str) -> Result<Vec<String>, Error> {
-    let (mut generation, mut listing) = (Vec::new(), Vec::new());
+    let (mut generation, mut listing) = ((0, Vec::new()), Vec::new());
     for _ in 0..10_000 {
         let offset = format!("{}\0", listing.len());
         let part = store.request(MessageType::DirectoryPart, path, &[path.as_bytes(), b"\0", offset.as_bytes()])?;
         let end = part.iter().position(|byte| *byte == 0);
         let end = end.ok_or_else(|| Error::Protocol("a part of a listing without its generation".into()))?;
-        let (now, rest) = (&part[..end], &part[end + 1..]);
+        let (now, rest) = ((store.generation(), part[..end].to_vec()), &part[end + 1..]);
         if !listing.is_empty() && now != generation {
             listing.clear();
             continue;
         }
-        generation = now.to_vec();
+        generation = now;
         // An empty name, two NULs in a row, ends the listing.
         let last = rest == b"\0" || rest.ends_with(b"\0\0");
         listing.extend_from_slice(if last { &rest[..rest.len() - 1] } else { rest });

@@ -4,6 +4,9 @@
 //! kept as they are.
 
 use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
 
 /// Longest payload (`XENSTORE_PAYLOAD_MAX`).
 pub const PAYLOAD_MAX: usize = 4096;
@@ -169,6 +172,26 @@ const NAMES: [(ErrorName, &str); 16] = [
     (ErrorName::Eperm, "EPERM"),
 ];
 
+/// What Linux fails with where a daemon has said one of these.
+const ERRNOS: [(Errno, ErrorName); 16] = [
+    (Errno::INVAL, ErrorName::Einval),
+    (Errno::ACCESS, ErrorName::Eacces),
+    (Errno::EXIST, ErrorName::Eexist),
+    (Errno::ISDIR, ErrorName::Eisdir),
+    (Errno::NOENT, ErrorName::Enoent),
+    (Errno::NOMEM, ErrorName::Enomem),
+    (Errno::NOSPC, ErrorName::Enospc),
+    (Errno::IO, ErrorName::Eio),
+    (Errno::NOTEMPTY, ErrorName::Enotempty),
+    (Errno::NOSYS, ErrorName::Enosys),
+    (Errno::ROFS, ErrorName::Erofs),
+    (Errno::BUSY, ErrorName::Ebusy),
+    (Errno::AGAIN, ErrorName::Eagain),
+    (Errno::ISCONN, ErrorName::Eisconn),
+    (Errno::TOOBIG, ErrorName::E2big),
+    (Errno::PERM, ErrorName::Eperm),
+];
+
 impl ErrorName {
     /// From an error message's payload, with or without its NUL.
     pub fn parse(payload: &[u8]) -> ErrorName {
@@ -180,6 +203,12 @@ impl ErrorName {
             },
             |(error, _)| error.clone(),
         )
+    }
+
+    /// From an error number of this machine, for those that have a name in the protocol.
+    pub fn from_errno(error: &io::Error) -> Option<ErrorName> {
+        let errno = Errno::from_io_error(error)?;
+        ERRNOS.iter().find(|(number, _)| *number == errno).map(|(_, name)| name.clone())
     }
 
     /// As it goes over the wire, without its NUL.

@@ -3,13 +3,14 @@
 mod daemon;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daemon::{SOON, is_long, refused};
 use xenstore::server::{Limits, Server, ServerHandle};
 use xenstore::wire::{ErrorName, MessageType};
-use xenstore::{Client, Error, Store, WatchEvent};
+use xenstore::{Client, Error, Store, Transaction, WatchEvent};
 
 /// Long enough for a daemon of a test to come back.
 const GRACE: Duration = Duration::from_secs(20);
@@ -178,44 +179,59 @@ fn the_last_value_is_seen_however_often_the_daemon_is_started_again() {
     let mut daemon = Restarted::new();
     let socket = daemon.socket();
     let restarts = if is_long() { 100 } else { 10 };
-    let writer = std::thread::spawn({
-        let socket = socket.clone();
-        move || {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
             let mut client = survivor(&socket);
             let mut turn = 0u64;
-            while client.generation() < restarts {
+            while !over.load(Ordering::Relaxed) {
                 turn += 1;
                 let value = turn.to_string();
-                client
-                    .transaction(|tx| (0..3).try_for_each(|n| tx.write(&format!("/load/{n}"), value.as_bytes())))
-                    .unwrap();
+                let all = |tx: &mut Transaction<'_>| {
+                    (0..3).try_for_each(|n| tx.write(&format!("/load/{n}"), value.as_bytes()))
+                };
+                client.transaction(all).unwrap();
             }
             client.write("/load/last", turn.to_string().as_bytes()).unwrap();
-            turn
-        }
-    });
-    let watcher = std::thread::spawn(move || {
-        let mut client = survivor(&socket);
-        client.watch("/load", "w").unwrap();
-        loop {
-            client.next_event(Some(GRACE)).unwrap().expect("a watch went to sleep");
-            if let Some(last) = client.read_optional("/load/last").unwrap() {
-                return (String::from_utf8(last).unwrap(), client.generation());
+            (turn, client.generation())
+        });
+        let watchers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = survivor(&socket);
+                    client.watch("/load", "w").unwrap();
+                    loop {
+                        assert_eq!(client.next_event(Some(GRACE)).unwrap().expect("a watch went to sleep").token, "w");
+                        let all = client.transaction(|tx| {
+                            (0..3).map(|n| tx.read_optional(&format!("/load/{n}"))).collect::<Result<Vec<_>, _>>()
+                        });
+                        let all = all.unwrap();
+                        assert!(all.iter().all(|value| *value == all[0]), "half a transaction: {all:?}");
+                        if let Some(last) = client.read_optional("/load/last").unwrap() {
+                            return (String::from_utf8(last).unwrap(), client.generation());
+                        }
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..restarts {
+            // In the middle of what they do, and not before the load has come back.
+            let mut client = Client::connect(&socket).unwrap();
+            let started = Instant::now();
+            while client.read_optional("/load/0").unwrap().is_none() {
+                assert!(started.elapsed() < GRACE, "nobody came back");
+                std::thread::sleep(Duration::from_millis(1));
             }
+            std::thread::sleep(Duration::from_micros(fastrand::u64(..20_000)));
+            daemon.restart();
+        }
+        over.store(true, Ordering::Relaxed);
+        let (turns, generation) = writer.join().unwrap();
+        assert!((1..=restarts).contains(&generation), "{generation}");
+        for watcher in watchers {
+            let (last, generation) = watcher.join().unwrap();
+            assert_eq!(last, turns.to_string());
+            assert!((1..=restarts).contains(&generation), "{generation}");
         }
     });
-    for _ in 0..restarts {
-        std::thread::sleep(Duration::from_millis(20));
-        daemon.restart();
-        // So that everybody has come back before the daemon goes again.
-        let mut client = Client::connect(&daemon.socket()).unwrap();
-        let started = Instant::now();
-        while client.read_optional("/load/0").unwrap().is_none() && started.elapsed() < GRACE {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    let turns = writer.join().unwrap();
-    let (last, generation) = watcher.join().unwrap();
-    assert_eq!(last, turns.to_string());
-    assert!(generation >= 1, "{generation}");
 }

@@ -1,6 +1,7 @@
 //! What dom0 asks beside nodes: about domains, about the daemon, and for what newer daemons have (Xen 4.22).
 
 use super::Client;
+use super::exchange::unfit;
 use crate::error::Error;
 use crate::wire::{ErrorName, MessageType};
 
@@ -62,14 +63,18 @@ impl Client {
         self.answer(MessageType::Control, &words)
     }
 
-    /// The features (`XENSTORE_SERVER_FEATURE_*`) that we, or a domain, may count on; none if the daemon does not tell.
+    /// The features (`XENSTORE_SERVER_FEATURE_*`) that we, or a domain, may count on; none if the daemon does not tell,
+    /// or not us: some tell only dom0.
     ///
     /// # Errors
-    /// See [`Error`]; of a domain only dom0 may ask.
+    /// `ENOENT` for a domain that is not there, `EACCES` for all but dom0 who ask about a domain.
     pub fn features(&mut self, domid: Option<u16>) -> Result<Option<u32>, Error> {
         let answer = match &domid {
             Some(domid) => self.answer(MessageType::GetFeature, &[domid]),
-            None => self.answer(MessageType::GetFeature, &[]),
+            None => match self.answer(MessageType::GetFeature, &[]) {
+                Err(error) if error.is_permission() => return Ok(None),
+                other => other,
+            },
         };
         known(answer)?.map(|text| number(&text)).transpose()
     }
@@ -117,10 +122,12 @@ impl Client {
 
     /// Asks with words and gets text.
     fn answer(&mut self, kind: MessageType, words: &[&dyn ToString]) -> Result<String, Error> {
-        let mut payload: String = words.iter().map(|word| word.to_string() + "\0").collect();
-        if words.is_empty() {
-            payload.push('\0');
+        let words: Vec<String> = words.iter().map(|word| word.to_string()).collect();
+        if words.iter().any(|word| word.contains('\0')) {
+            return Err(unfit(kind, "", "a word has no NUL".into()));
         }
+        // Without a word there is nothing at all: one that is empty would be the name of a quota.
+        let payload: String = words.iter().flat_map(|word| [word, "\0"]).collect();
         let answer = self.ask(kind, 0, "", &[payload.as_bytes()])?;
         let text = String::from_utf8(answer).map_err(|_| Error::NotUtf8 { path: format!("{kind:?}") })?;
         Ok(text.trim_end_matches('\0').to_owned())

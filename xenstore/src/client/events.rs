@@ -20,8 +20,8 @@ pub(super) struct Watch {
     pub depth: Option<u32>,
 }
 
-/// Events that may wait; beyond that each watch's are one.
-const MOST: usize = 16 << 10;
+/// Events that may wait, and bytes of them; beyond that each watch's are one.
+const MOST: (usize, usize) = (16 << 10, 4 << 20);
 
 /// What is registered, and what has fired.
 #[derive(Debug, Default)]
@@ -30,6 +30,8 @@ pub(super) struct Events {
     waiting: VecDeque<WatchEvent>,
     /// The same, to see quickly that one waits already.
     known: HashSet<WatchEvent>,
+    /// Bytes of all that wait.
+    bytes: usize,
     /// Too many waited: until all are taken, an event says no more than which watch has something to look at.
     merged: bool,
 }
@@ -38,31 +40,46 @@ impl Events {
     /// One has come. A daemon that tells more than anybody takes cannot fill the memory: then all watches fire once
     /// more, and their owner, who looks at everything again, has lost nothing.
     pub fn push(&mut self, event: WatchEvent) {
-        if self.waiting.len() >= MOST && !self.merged {
+        if !self.merged && (self.waiting.len() >= MOST.0 || self.bytes >= MOST.1) {
             self.merged = true;
-            self.waiting.clear();
-            self.known.clear();
+            self.keep(|_| false);
             let all: Vec<WatchEvent> = self.watches.iter().map(Watch::event).collect();
             all.into_iter().for_each(|event| self.put(event));
         }
         if !self.merged {
             return self.put(event);
         }
-        let concerned = self.watches.iter().filter(|watch| watch.covers(&event)).map(Watch::event);
+        // By the token alone: one look too many does no harm.
+        let concerned = self.watches.iter().filter(|watch| watch.token == event.token).map(Watch::event);
         concerned.collect::<Vec<_>>().into_iter().for_each(|event| self.put(event));
     }
 
     fn put(&mut self, event: WatchEvent) {
         if self.known.insert(event.clone()) {
+            self.bytes += event.size();
             self.waiting.push_back(event);
         }
+    }
+
+    fn keep(&mut self, stays: impl Fn(&WatchEvent) -> bool) {
+        self.waiting.retain(&stays);
+        self.known.retain(&stays);
+        self.bytes = self.waiting.iter().map(WatchEvent::size).sum();
+    }
+
+    /// True for a watch that is registered, or was and will be again.
+    pub fn has(&self, path: &str, token: &str) -> bool {
+        self.watches.iter().any(|watch| watch.is(path, token))
     }
 
     /// The oldest.
     pub fn take(&mut self) -> Option<WatchEvent> {
         let event = self.waiting.pop_front();
         match &event {
-            Some(event) => drop(self.known.remove(event)),
+            Some(event) => {
+                self.known.remove(event);
+                self.bytes -= event.size();
+            }
             None => self.merged = false,
         }
         event
@@ -70,12 +87,11 @@ impl Events {
 
     /// A watch has ended, and its events with it, unless another one of its token covers them.
     pub fn end(&mut self, path: &str, token: &str) {
-        self.watches.retain(|watch| watch.path != path || watch.token != token);
+        self.watches.retain(|watch| !watch.is(path, token));
         let ended = Watch { path: path.to_owned(), token: token.to_owned(), depth: None };
-        let watches = &self.watches;
-        let stays = |event: &WatchEvent| !ended.covers(event) || watches.iter().any(|watch| watch.covers(event));
-        self.waiting.retain(stays);
-        self.known.retain(stays);
+        let watches = std::mem::take(&mut self.watches);
+        self.keep(|event| !ended.covers(event) || watches.iter().any(|watch| watch.covers(event)));
+        self.watches = watches;
     }
 
     /// Everything has ended.
@@ -84,11 +100,15 @@ impl Events {
     }
 }
 
+impl WatchEvent {
+    fn size(&self) -> usize {
+        self.path.len() + self.token.len()
+    }
+}
+
 impl Watch {
-    /// What WATCH sends.
-    pub fn payload(&self) -> Vec<u8> {
-        let depth = self.depth.map_or(String::new(), |depth| format!("{depth}\0"));
-        format!("{}\0{}\0{depth}", self.path, self.token).into_bytes()
+    pub fn is(&self, path: &str, token: &str) -> bool {
+        self.path == path && self.token == token
     }
 
     fn covers(&self, event: &WatchEvent) -> bool {
@@ -114,7 +134,7 @@ mod tests {
     fn a_flood_becomes_one_event_per_watch_and_nothing_is_lost() {
         let watch = |path: &str| Watch { path: path.into(), token: "t".into(), depth: None };
         let mut events = Events { watches: vec![watch("/a"), watch("/b")], ..Events::default() };
-        (0..3 * MOST).for_each(|n| events.push(event(&format!("/a/{n}"), "t")));
+        (0..3 * MOST.0).for_each(|n| events.push(event(&format!("/a/{n}"), "t")));
         events.push(event("/b/x", "t"));
         events.push(event("/nobody", "of any watch"));
         let mut taken = Vec::new();
@@ -124,6 +144,19 @@ mod tests {
         assert_eq!(taken, ["/a", "/b"]);
         events.push(event("/a/again", "t"));
         assert_eq!(events.take(), Some(event("/a/again", "t")), "exact again once all are taken");
+    }
+
+    #[test]
+    fn long_paths_fill_no_more_than_short_ones() {
+        let watch = Watch { path: "/a".into(), token: "t".into(), depth: None };
+        let mut events = Events { watches: vec![watch], ..Events::default() };
+        for n in 0..MOST.0 {
+            events.push(event(&format!("/a/{n}/{}", "x".repeat(3000)), "t"));
+            assert!(events.bytes <= MOST.1 + 4096);
+            assert_eq!(events.bytes, events.waiting.iter().map(WatchEvent::size).sum::<usize>());
+        }
+        assert_eq!([events.take(), events.take()], [Some(event("/a", "t")), None]);
+        assert_eq!(events.bytes, 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Client;
+use super::reconnect::Comeback;
 use crate::error::Error;
 use crate::store::Store;
 use crate::wire::{ErrorName, MessageType};
@@ -25,13 +26,14 @@ impl Client {
         mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let started = Instant::now();
+        let mut comeback = Comeback::new(self.survives);
         for attempt in 0..TRIES {
             match self.attempt(&mut body) {
-                // A daemon may say at any operation that somebody interfered, not only at the end.
-                Err(error) if error.name() == Some(&ErrorName::Eagain) => {}
+                Ok(Some(value)) => return Ok(value),
+                Ok(None) => {}
                 // Of a connection that is gone nothing is left to end.
-                Err(error) if self.is_broken() => self.reconnect(error)?,
-                other => return other,
+                Err(error) if self.broken => self.reconnect(error, &mut comeback)?,
+                Err(error) => return Err(error),
             }
             if started.elapsed() > LONGEST {
                 return Err(Error::Conflict { tries: attempt + 1 });
@@ -42,13 +44,28 @@ impl Client {
         Err(Error::Conflict { tries: TRIES })
     }
 
-    fn attempt<T>(&mut self, body: &mut impl FnMut(&mut Transaction<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        let id = self.start_transaction()?;
+    /// None when it is to be run again.
+    fn attempt<T>(
+        &mut self,
+        body: &mut impl FnMut(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let is_conflict = |error: &Error| error.name() == Some(&ErrorName::Eagain);
+        let id = match self.start_transaction() {
+            Err(error) if is_conflict(&error) => return Ok(None),
+            other => other?,
+        };
         let mut transaction = Transaction { client: self, id, open: true };
-        // What went wrong is worth more than whether giving up works, which the end of the transaction's scope does.
-        let value = body(&mut transaction)?;
-        transaction.end(true)?;
-        Ok(value)
+        let result = body(&mut transaction);
+        let ended = transaction.end(result.is_ok());
+        match (result, ended) {
+            (Ok(value), Ok(())) => Ok(Some(value)),
+            // No such transaction (the C daemon, oxenstored): behind Linux' device is another daemon than before.
+            (_, Err(error)) if matches!(error.name(), Some(ErrorName::Enoent | ErrorName::Eio)) => Ok(None),
+            // A daemon may say at any operation that somebody interfered, not only at the end.
+            (Err(error), _) | (Ok(_), Err(error)) if is_conflict(&error) => Ok(None),
+            // What went wrong is worth more than whether giving up worked.
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        }
     }
 
     /// The number of a fresh one.
@@ -57,12 +74,6 @@ impl Client {
         let id = String::from_utf8_lossy(&id).trim_end_matches('\0').parse();
         let id = id.ok().filter(|id| *id != 0);
         id.ok_or_else(|| Error::Protocol("the transaction's number is none".into()))
-    }
-
-    /// Ends one.
-    pub(crate) fn end_transaction(&mut self, id: u32, commit: bool) -> Result<(), Error> {
-        let how: &[u8] = if commit { b"T\0" } else { b"F\0" };
-        self.ask(MessageType::TransactionEnd, id, "", &[how]).map(drop)
     }
 }
 
@@ -77,7 +88,8 @@ pub struct Transaction<'a> {
 impl Transaction<'_> {
     fn end(&mut self, commit: bool) -> Result<(), Error> {
         self.open = false;
-        self.client.end_transaction(self.id, commit)
+        let how: &[u8] = if commit { b"T\0" } else { b"F\0" };
+        self.client.ask(MessageType::TransactionEnd, self.id, "", &[how]).map(drop)
     }
 }
 
@@ -88,9 +100,9 @@ impl Store for Transaction<'_> {
 }
 
 impl Drop for Transaction<'_> {
-    /// Given up on the way, if only by a panic.
+    /// Left by a panic.
     fn drop(&mut self) {
-        if self.open && !self.client.is_broken() {
+        if self.open {
             // The daemon ends it with the connection if it cannot be told.
             let _ = self.end(false);
         }
