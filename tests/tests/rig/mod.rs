@@ -121,8 +121,9 @@ impl Daemon {
         self.wait()
     }
 
+    /// Waits for its end and returns its exit code.
     #[track_caller]
-    fn wait(&mut self) -> Option<i32> {
+    pub fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("waiting for a daemon") {
@@ -283,6 +284,12 @@ impl Rig {
     /// Where a guest's disks are.
     pub fn nbd(&self, guest: &str) -> PathBuf {
         self.path(&format!("{guest}.nbd"))
+    }
+
+    /// The host.
+    #[track_caller]
+    pub fn host(&self) -> &Daemon {
+        self.host.as_ref().expect("no host")
     }
 
     /// A daemon by name.

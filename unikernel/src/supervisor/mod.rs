@@ -10,6 +10,7 @@ pub mod guest;
 pub mod nodes;
 pub mod process;
 mod reports;
+mod returned;
 mod steps;
 pub mod takeover;
 mod voice;
@@ -39,8 +40,6 @@ use guest::{Guest, Retired};
 use nodes::Name;
 use voice::Voice;
 
-/// How long dom0 may take to start its xenstored anew. Guests' I/O goes on meanwhile.
-const STORE_RESTART: Duration = Duration::from_secs(30);
 /// Most devices of one VM.
 const MAX_DEVICES: usize = 1024;
 /// How long everything may take to close when we are asked to end.
@@ -73,11 +72,7 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
     let signals =
         SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(io::Error::from)?;
 
-    let mut client = store::domain(&world, own)?;
-    if world == World::Xen {
-        // An embedded host ends with its store; of a real one only the store may be new.
-        client = client.survive(STORE_RESTART);
-    }
+    let mut client = store::domain(&world, own)?.survive(returned::patience(&world));
     let domid = client.text("domid")?.and_then(|text| text.parse().ok());
     let domid = domid.ok_or_else(|| SupervisorError::Unusable("the store does not say which domain this is".into()))?;
     let zero_copy = match (config.backend.data_path, world.allows_zero_copy()) {
@@ -95,6 +90,7 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
         prefix: format!("/local/domain/{domid}/"),
         config,
         zero_copy,
+        generation: client.generation(),
         store: client,
         keeper,
         signals,
@@ -120,6 +116,8 @@ struct Supervisor {
     config: Config,
     zero_copy: bool,
     store: Client,
+    /// Which connection to the store everything was looked at on.
+    generation: u64,
     keeper: Keeper,
     signals: SignalFd,
     devices: BTreeMap<Name, Device>,
@@ -198,7 +196,7 @@ impl Supervisor {
         while let Some(event) = self.store.next_event(Some(Duration::ZERO))? {
             self.event(&event)?;
         }
-        Ok(())
+        self.returned()
     }
 
     /// A watch has fired.
