@@ -25,7 +25,7 @@ fn limits() -> (Limits, Vec<String>) {
         nodes: 60,
         watches: 12,
         transactions: 4,
-        transaction_nodes: 30,
+        transaction_nodes: 12,
         node_size: 256,
         path_max: 100,
         permissions: 4,
@@ -77,6 +77,7 @@ fn ours_says_what_the_c_daemon_says() {
         let steps = history(seed);
         let Some((at, divergence)) = replay(&program, &steps) else { continue };
         let count = steps.len();
+        println!("WINDSOR_SEED={seed}, step {at} of {count}: {divergence:?}; looking for a shorter way there");
         let (steps, divergence) = shrink(&mut |steps| replay(&program, steps), steps[..=at].to_vec(), divergence);
         let lines: Vec<String> = steps.iter().map(|step| format!("  {step}\n")).collect();
         let Divergence { about, real, ours } = divergence;

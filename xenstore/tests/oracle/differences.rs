@@ -8,14 +8,13 @@ use xenstore::wire::{ErrorName, MessageType};
 use super::link::Message;
 
 /// True when answers to a request differ as they are meant to.
-pub fn is_meant(kind: u32, payload: &[u8], reborn: &BTreeSet<u16>, real: &[Message], ours: &[Message]) -> bool {
+pub fn is_meant(kind: u32, payload: &[u8], real: &[Message], ours: &[Message]) -> bool {
     let ([real], [ours]) = (real, ours) else { return false };
     let known = MessageType::from_number(kind);
     is_newer_operation(known, real)
         || is_odd_number(known, payload, ours)
         || is_stale_errno(kind, payload, real, ours)
         || is_torn(kind, real, ours)
-        || is_without_the_dead(known, reborn, real, ours)
 }
 
 /// Features and quotas by message came with Xen 4.22.
@@ -56,14 +55,16 @@ fn is_stale_errno(kind: u32, payload: &[u8], real: &Message, ours: &Message) -> 
     answers_with_stale_errno(kind, payload) && real.error().is_some() && ours.error() == Some(ErrorName::Einval)
 }
 
-/// In a transaction that has seen a list of children of which one has gone meanwhile, the C daemon takes the store for
-/// damaged. Ours sees what is there. Neither lets it commit.
+/// RM in a transaction that does not get at a child which it has seen the name of: the child has gone outside meanwhile,
+/// or there are no more nodes to be had. The C daemon takes the store for damaged then. Neither lets it commit.
 pub fn is_torn(kind: u32, real: &Message, ours: &Message) -> bool {
-    kind == MessageType::Rm as u32 && real.error() == Some(ErrorName::Eio) && ours.error().is_none()
+    let is_ours = ours.error().is_none() || ours.error() == Some(ErrorName::Enospc);
+    kind == MessageType::Rm as u32 && real.error() == Some(ErrorName::Eio) && is_ours
 }
 
 /// What was granted to a domain that has gone is granted to nobody: the C daemon goes on showing it, ours forgets it.
-fn is_without_the_dead(kind: Option<MessageType>, reborn: &BTreeSet<u16>, real: &Message, ours: &Message) -> bool {
+/// True for permissions that are the same but for that.
+pub fn is_without_the_dead(reborn: &BTreeSet<u16>, real: &Message, ours: &Message) -> bool {
     let entries = |message: &Message| -> Vec<String> {
         String::from_utf8_lossy(&message.payload).split_terminator('\0').map(str::to_owned).collect()
     };
@@ -76,5 +77,6 @@ fn is_without_the_dead(kind: Option<MessageType>, reborn: &BTreeSet<u16>, real: 
         }
     }
     let is_dead = |entry: &String| entry[1..].parse().is_ok_and(|domid| reborn.contains(&domid));
-    kind == Some(MessageType::GetPerms) && real.error().is_none() && left.next().is_none() && gone.iter().all(is_dead)
+    let both = real.error().is_none() && ours.error().is_none();
+    both && left.next().is_none() && !gone.is_empty() && gone.iter().all(is_dead)
 }

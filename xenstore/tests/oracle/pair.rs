@@ -130,6 +130,7 @@ impl Pair {
             Step::Release { domid } | Step::Destroy { domid } if self.is_target(*domid) => Ok(()),
             Step::Overlong { who } if self.is_target(*who as u16) => Ok(()),
             Step::Release { domid } => {
+                self.end_transactions()?;
                 let there = self.is_there(*domid);
                 self.forget(usize::from(*domid));
                 let payload = format!("{domid}\0").into_bytes();
@@ -138,6 +139,7 @@ impl Pair {
             }
             Step::Destroy { domid } if !self.is_there(*domid) => Ok(()),
             Step::Destroy { domid } => {
+                self.end_transactions()?;
                 self.forget(usize::from(*domid));
                 self.both(|side| side.world.destroy(*domid)).expect("destroying a domain");
                 self.gone(*domid)
@@ -145,6 +147,16 @@ impl Pair {
             Step::Overlong { who } => self.overlong(*who),
             Step::Audit => self.audit(),
         }
+    }
+
+    /// Nobody goes on with a transaction over a domain's end: what it has seen may name the domain.
+    fn end_transactions(&mut self) -> Result<(), Divergence> {
+        for who in 0..CLIENTS {
+            while !self.transactions[who].is_empty() {
+                self.ask(who, Inside::Open(0), MessageType::TransactionEnd as u32, b"F\0")?;
+            }
+        }
+        Ok(())
     }
 
     /// Once both know that a domain has gone, there is another of its number.
@@ -155,6 +167,7 @@ impl Pair {
         self.reborn.insert(domid);
         // Without any write until the next one comes, that one would inherit rights from the C daemon.
         self.ask(0, Inside::None, MessageType::Write as u32, b"/s\0another")?;
+        self.forget_the_dead()?;
         self.both(|side| side.world.build(domid)).expect("building a domain");
         Ok(())
     }
@@ -164,7 +177,7 @@ impl Pair {
     }
 
     fn is_target(&self, domid: u16) -> bool {
-        self.targets.iter().any(|(by, targets)| *by != domid && targets.contains(&domid))
+        self.targets.values().any(|targets| targets.contains(&domid))
     }
 
     fn is_there(&self, domid: u16) -> bool {
@@ -209,13 +222,13 @@ impl Pair {
         };
         if differences::answers_with_stale_errno(kind, payload) {
             let (real, ours) = self.exchange(who, MessageType::Read as u32, [0; 2], b"//\0");
-            compare(MessageType::Read as u32, b"//\0", &self.reborn, plain(real, 0), plain(ours, 0))?;
+            compare(MessageType::Read as u32, b"//\0", plain(real, 0), plain(ours, 0))?;
         }
         let (real, ours) = self.exchange(who, kind, numbers, payload);
         let (real, ours) = (plain(real, numbers[0]), plain(ours, numbers[1]));
         let answer = |said: &Said| said.as_ref().ok().and_then(|said| said.iter().find(|one| !one.is_event()).cloned());
         let (Some(theirs), Some(mine)) = (answer(&real), answer(&ours)) else {
-            return compare(kind, payload, &self.reborn, real, ours).map(|()| nothing);
+            return compare(kind, payload, real, ours).map(|()| nothing);
         };
         if kind == MessageType::TransactionStart as u32 && theirs.error().is_none() && mine.error().is_none() {
             let number = |answer: &Message| {
@@ -224,7 +237,7 @@ impl Pair {
             };
             self.transactions[who].push([number(&theirs), number(&mine)]);
         } else {
-            compare(kind, payload, &self.reborn, real, ours)?;
+            compare(kind, payload, real, ours)?;
         }
         if differences::is_torn(kind, &theirs, &mine) {
             // From here on the two see different things in there; nobody can commit it.
@@ -272,7 +285,7 @@ impl Pair {
         for who in 0..CLIENTS {
             if self.watching[who] {
                 let (real, ours) = self.exchange(who, MessageType::GetDomainPath as u32, [0; 2], b"1\0");
-                compare(MessageType::WatchEvent as u32, b"", &self.reborn, plain(real, 0), plain(ours, 0))?;
+                compare(MessageType::WatchEvent as u32, b"", plain(real, 0), plain(ours, 0))?;
             }
         }
         Ok(())
@@ -282,6 +295,7 @@ impl Pair {
         if self.real.links[who].is_none() {
             return Ok(());
         }
+        self.end_transactions()?;
         let header = Header { kind: MessageType::Read as u32, request: 1, transaction: 0, len: 4097 }.encode();
         let said = |side: &mut Side| {
             side.send(who, &header)?;
@@ -299,18 +313,45 @@ impl Pair {
         self.step(&Step::Release { domid }).and_then(|()| self.step(&Step::Introduce { domid }))
     }
 
+    /// The paths of all nodes.
+    fn paths(&mut self) -> Result<Vec<String>, Divergence> {
+        let mut paths = vec!["/".to_owned()];
+        let mut at = 0;
+        while let Some(path) = paths.get(at) {
+            let payload = format!("{path}\0").into_bytes();
+            let above = path.trim_end_matches('/').to_owned();
+            let names = self.ask(0, Inside::None, MessageType::Directory as u32, &payload)?.payload;
+            let names = String::from_utf8_lossy(&names).into_owned();
+            paths.extend(names.split_terminator('\0').map(|name| format!("{above}/{name}")));
+            at += 1;
+        }
+        Ok(paths)
+    }
+
+    /// The C daemon goes on showing, and counting, what was granted to a domain that has gone; ours forgets it. From here
+    /// on both do.
+    fn forget_the_dead(&mut self) -> Result<(), Divergence> {
+        for path in self.paths()? {
+            let payload = format!("{path}\0").into_bytes();
+            let (real, ours) = self.exchange(0, MessageType::GetPerms as u32, [0; 2], &payload);
+            let last = |said: &Said| said.as_ref().ok().and_then(|said| said.last().cloned());
+            match (last(&real), last(&ours)) {
+                (Some(theirs), Some(mine)) if differences::is_without_the_dead(&self.reborn, &theirs, &mine) => {
+                    let payload = [payload, mine.payload].concat();
+                    self.ask(0, Inside::None, MessageType::SetPerms as u32, &payload)?;
+                }
+                _ => compare(MessageType::GetPerms as u32, &payload, plain(real, 0), plain(ours, 0))?,
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the whole store on both.
     fn audit(&mut self) -> Result<(), Divergence> {
-        let mut open = vec!["/".to_owned()];
-        while let Some(path) = open.pop() {
+        for path in self.paths()? {
             let payload = format!("{path}\0").into_bytes();
-            let mut ask = |kind| self.ask(0, Inside::None, kind as u32, &payload);
-            ask(MessageType::Read)?;
-            ask(MessageType::GetPerms)?;
-            let names = ask(MessageType::Directory)?;
-            let slash = if path == "/" { "" } else { "/" };
-            let text = String::from_utf8_lossy(&names.payload).into_owned();
-            open.extend(text.split_terminator('\0').map(|name| format!("{path}{slash}{name}")));
+            self.ask(0, Inside::None, MessageType::Read as u32, &payload)?;
+            self.ask(0, Inside::None, MessageType::GetPerms as u32, &payload)?;
         }
         for domid in DOMAINS {
             let payload = format!("{domid}\0").into_bytes();
@@ -332,20 +373,14 @@ fn plain(said: Said, transaction: u32) -> Said {
     Ok(said)
 }
 
-fn compare(
-    kind: u32,
-    payload: &[u8],
-    reborn: &BTreeSet<u16>,
-    mut real: Said,
-    mut ours: Said,
-) -> Result<(), Divergence> {
+fn compare(kind: u32, payload: &[u8], mut real: Said, mut ours: Said) -> Result<(), Divergence> {
     let about = MessageType::from_number(kind).map_or_else(|| format!("type {kind}"), |kind| format!("{kind:?}"));
     for said in [&mut real, &mut ours] {
         said.iter_mut().flatten().for_each(forget_generation);
     }
     match (&real, &ours) {
         (Ok(theirs), Ok(mine)) if theirs == mine => Ok(()),
-        (Ok(theirs), Ok(mine)) if differences::is_meant(kind, payload, reborn, theirs, mine) => Ok(()),
+        (Ok(theirs), Ok(mine)) if differences::is_meant(kind, payload, theirs, mine) => Ok(()),
         _ => Err(Divergence { about, real: text(&real), ours: text(&ours) }),
     }
 }

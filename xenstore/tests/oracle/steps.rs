@@ -178,7 +178,14 @@ impl Generator {
                 (DirectoryPart, vec![path, self.choose(&offsets).to_vec()])
             }
             58..63 => (GetPerms, vec![path]),
-            63..72 => (SetPerms, [vec![path], self.permissions()].concat()),
+            63..72 => {
+                let mut permissions = self.permissions();
+                if path == b"/" {
+                    // When its owner goes, the C daemon removes all that is below it.
+                    permissions.insert(0, b"r0".to_vec());
+                }
+                (SetPerms, [vec![path], permissions].concat())
+            }
             72..79 => (Watch, self.watch(path)),
             79..83 => (Unwatch, self.watch(path)),
             83..89 => {
