@@ -48,7 +48,7 @@ impl Client {
             Err(error) if !was_there && self.generation != before && error.name() == Some(&ErrorName::Eexist) => Ok(()),
             Err(error) => {
                 if !was_there {
-                    self.events.end(&watch.path, &watch.token);
+                    self.forget(&watch.path, &watch.token);
                 }
                 Err(error)
             }
@@ -86,12 +86,21 @@ impl Client {
         let was_there = self.events.has(path, token);
         match self.ask(MessageType::Unwatch, 0, path, &[path.as_bytes(), b"\0", token.as_bytes(), b"\0"]) {
             // A daemon that came back did not take it again.
-            Err(error) if was_there && error.is_not_found() => {}
-            other => drop(other?),
+            Err(error) if error.is_not_found() => {
+                self.forget(path, token);
+                if was_there && self.generation > 0 { Ok(()) } else { Err(error) }
+            }
+            Err(error) => Err(error),
+            Ok(_) => {
+                self.forget(path, token);
+                Ok(())
+            }
         }
+    }
+
+    fn forget(&mut self, path: &str, token: &str) {
         self.events.end(path, token);
         self.lost.retain(|(lost, _)| !lost.is(path, token));
-        Ok(())
     }
 
     /// Ends all watches and transactions of this connection.
