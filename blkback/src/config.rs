@@ -54,14 +54,67 @@ pub struct DiskParams {
     pub sectors: u64,
     /// `physical-sector-size`, bytes.
     pub physical_sector_size: u32,
+    /// The smallest piece that the medium takes, bytes: 512, or 4096 for 4Kn media that are served as 512e.
+    pub logical_sector_size: u32,
     /// Refuses everything but reads.
     pub read_only: bool,
     /// The descriptor was opened with `O_DIRECT`.
     pub direct: bool,
+    /// `feature-discard`: none when it is not offered.
+    pub discard: Option<Discard>,
+    /// `feature-barrier`: offered when the disk is writable.
+    pub barrier: bool,
+    /// What happens when the volume fails.
+    pub on_error: OnError,
+    /// A flush failed earlier: none succeeds until the disk is attached anew or an operator says so.
+    pub flush_failed: bool,
     /// Which implementation of [`crate::disk::Disk`].
     pub kind: DiskKind,
     /// What `fault` does, if it is wrapped around.
     pub fault: Option<FaultParams>,
+}
+
+impl DiskParams {
+    /// A writable raw volume of `sectors` 512-byte sectors and nothing special.
+    pub fn plain(sectors: u64) -> DiskParams {
+        DiskParams {
+            sectors,
+            physical_sector_size: 512,
+            logical_sector_size: 512,
+            read_only: false,
+            direct: false,
+            discard: None,
+            barrier: false,
+            on_error: OnError::Report,
+            flush_failed: false,
+            kind: DiskKind::Raw,
+            fault: None,
+        }
+    }
+}
+
+/// What discards a disk takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discard {
+    /// `discard-granularity`, bytes: what a discard gives back is whole pieces of this size.
+    pub granularity: u32,
+    /// `discard-alignment`, bytes: where the first piece begins.
+    pub alignment: u32,
+    /// `discard-secure`: old content can be made unrecoverable.
+    pub secure: bool,
+    /// The volume is a block device: `BLKDISCARD` instead of a hole in a file.
+    pub device: bool,
+}
+
+/// What happens to a request that the volume fails (EIO, ENOSPC).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// The guest gets the error.
+    #[default]
+    Report,
+    /// The guest waits: the request is tried again until it succeeds.
+    Hold,
 }
 
 /// The implementations of [`crate::disk::Disk`].

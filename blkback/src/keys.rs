@@ -237,7 +237,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::config::DiskKind;
 
     fn read(offer: &Offer, keys: &[(&str, &str)]) -> Result<Negotiated, KeyError> {
         let keys: BTreeMap<_, _> = keys.iter().map(|&(key, value)| (key, value.as_bytes())).collect();
@@ -380,14 +379,7 @@ mod tests {
         assert!(early(&offer).contains(&("max-ring-pages", "16".to_owned())));
         offer.max_indirect = 0;
         assert!(early(&offer).iter().all(|(key, _)| *key != MAX_INDIRECT));
-        let disk = DiskParams {
-            sectors: 16,
-            physical_sector_size: 4096,
-            read_only: true,
-            direct: true,
-            kind: DiskKind::Raw,
-            fault: None,
-        };
+        let disk = DiskParams { physical_sector_size: 4096, read_only: true, ..DiskParams::plain(16) };
         let keys = late(&offer, &disk, true, false);
         assert!(keys.contains(&("info", "5".to_owned())));
         assert!(keys.contains(&("sector-size", "512".to_owned())));

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use blkback::config::{Connect, DiskKind, DiskParams, Negotiated, QueueKeys};
+use blkback::config::{Connect, DiskParams, Negotiated, QueueKeys};
 use blkback::device::{QueueParts, Report, ThreadParts, Worker, create_journal};
 use blkback::proto::{Abi, BlkifRequest64, BlkifRequestSegment, BlkifResponse64};
 use blkback::stats::{Stats, snapshot};
@@ -149,12 +149,10 @@ impl Disk {
                 queues: vec![keys],
             },
             disk: DiskParams {
-                sectors: volume.metadata().unwrap().len() / 512,
                 physical_sector_size: 4096,
                 read_only: shape.read_only,
-                direct: false,
-                kind: DiskKind::Raw,
                 fault: shape.fault,
+                ..DiskParams::plain(volume.metadata().unwrap().len() / 512)
             },
             max_persistent: shape.max_persistent,
             fixed_buffers: shape.fixed,

@@ -240,8 +240,6 @@ fn worker_key(id: WorkerId, worker: &Guest) -> String {
 
 #[cfg(test)]
 mod tests {
-    use blkback::config::DiskKind;
-
     use super::*;
 
     #[test]
@@ -251,14 +249,7 @@ mod tests {
         device.service = Service::Connected;
         device.worker = Some(3);
         device.path = "zero copy".into();
-        let disk = DiskParams {
-            sectors: 8,
-            physical_sector_size: 512,
-            read_only: false,
-            direct: true,
-            kind: DiskKind::Raw,
-            fault: None,
-        };
+        let disk = DiskParams { direct: true, ..DiskParams::plain(8) };
         let fd = File::open("/dev/null").unwrap().into();
         device.volume = Some(Opened { fd: Some(fd), disk, path: Some("/x".into()) });
         let record = Record::of(&device);

@@ -47,12 +47,12 @@ pub enum VolumeError {
 pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
     let name = &volume.name;
     let disk = |sectors, physical_sector_size| DiskParams {
-        sectors,
         physical_sector_size,
         read_only,
         direct: volume.direct,
         kind: volume.kind,
         fault: volume.fault,
+        ..DiskParams::plain(sectors)
     };
     let path = match (volume.kind, &volume.path) {
         (DiskKind::Raw, Some(path)) => path,
