@@ -233,6 +233,19 @@ impl Disk {
         snapshot(&self.meter)
     }
 
+    /// The same once the backend has nothing left to count: it publishes a response before it counts what that cost.
+    pub fn settled_stats(&self) -> Stats {
+        let mut last = self.stats();
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = self.stats();
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
+    }
+
     /// Disconnects and waits until it is done.
     pub fn close(&mut self) {
         self.worker.disconnect(51712);

@@ -34,14 +34,14 @@ fn run(batches: u64, shape: Shape) -> (blkback::stats::Stats, blkback::stats::St
         disk.put(&batch);
         disk.drain(32, &mut ports);
     }
-    let before = disk.stats();
+    let before = disk.settled_stats();
     let region = Region::new(ALLOCATOR);
     for _ in 0..batches {
         disk.put(&batch);
         disk.drain(32, &mut ports);
     }
     let allocations = region.change().allocations;
-    let after = disk.stats();
+    let after = disk.settled_stats();
     disk.close();
     (before, after, allocations)
 }
