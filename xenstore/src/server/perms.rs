@@ -61,8 +61,13 @@ pub fn permits(node: &Node, who: Who, need: Need) -> bool {
     match need {
         Need::Read => may.read,
         Need::Write => may.write,
-        Need::Own => who.is_dom0() || who.is(node.owner()),
+        Need::Own => owns(&node.perms, who),
     }
+}
+
+/// True for the owner, whose entry is the first, and for dom0.
+pub fn owns(perms: &[Permission], who: Who) -> bool {
+    who.is_dom0() || perms.first().is_some_and(|owner| who.is(owner.domid))
 }
 
 /// How a missing node is reported: as missing to those whom what is above it would have given what they need, else as

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::perms::{Who, allowed};
+use super::perms::{Who, allowed, owns};
 use crate::Permission;
 use crate::wire::ErrorName;
 
@@ -25,9 +25,9 @@ impl Specials {
     /// SET_PERMS.
     ///
     /// # Errors
-    /// `EINVAL` for any other name, and for everybody but dom0.
+    /// `EINVAL` for any other name, and for everybody but dom0 and the domain that it gave the node to.
     pub fn set_perms(&mut self, name: &[u8], perms: Vec<Permission>, who: Who) -> Result<(), ErrorName> {
-        let special = self.0.iter_mut().find(|(special, _)| special.as_bytes() == name && who.is_dom0());
+        let special = self.0.iter_mut().find(|(special, there)| special.as_bytes() == name && owns(there, who));
         let (_, there) = special.ok_or(ErrorName::Einval)?;
         *there = perms.into();
         Ok(())

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use xenstore::wire::ErrorName;
 
 use super::requests::{number, strings};
-use super::store::{Entry, Who};
+use super::store::{Asker, Entry, Right, Who, allows};
 use super::work::Fire;
 use super::{Model, paths};
 use crate::peer::Answer;
@@ -112,7 +112,9 @@ impl Model {
         let parts = strings(payload);
         let (name, entries) = parts.split_first().ok_or(ErrorName::Einval)?;
         let perms = self.entries(entries)?;
-        let special = self.specials.iter_mut().find(|(special, _)| who.domid == 0 && special.as_bytes() == *name);
+        let asker = Asker { who, target: self.targets.get(&who.domid).copied() };
+        let mine = |perms: &[Entry]| allows(perms, asker, Right::Own);
+        let special = self.specials.iter_mut().find(|(special, perms)| mine(perms) && special.as_bytes() == *name);
         special.ok_or(ErrorName::Einval)?.1 = perms;
         Ok(b"OK\0".to_vec())
     }
