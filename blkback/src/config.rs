@@ -135,6 +135,8 @@ pub struct FaultParams {
     pub flip: Option<u64>,
     /// Requests that touch this byte fail.
     pub fail: Option<u64>,
+    /// Flushes fail.
+    pub fail_flush: bool,
     /// Every request waits this long first, in milliseconds.
     pub delay_ms: u64,
     /// Each I/O is done in pieces of at most this many bytes (a multiple of 512).

@@ -44,6 +44,8 @@ struct Held {
     /// 1 in the arena, else one per segment.
     spans: u16,
     arena: Option<Span>,
+    /// The part of `arena` that is the request's data.
+    data: Option<Span>,
     /// The page with its segments: where it is mapped, or the scratch page it is copied to.
     indirect: Option<Place>,
     indirect_page: Option<(GrantRef, u16)>,
@@ -76,6 +78,15 @@ pub struct Data {
     pub copied_bytes: u64,
     /// Pages moved either way since asked last.
     pub pages_copied: u64,
+}
+
+/// Bytes that a request's memory has besides its data (see [`crate::disk::Edges`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// In front of it.
+    pub before: u32,
+    /// Behind it.
+    pub after: u32,
 }
 
 /// A request found no memory now; it comes again when another one has ended.
@@ -309,29 +320,39 @@ impl Data {
         }
     }
 
-    /// Gives a request its memory; a write's data is on its way to it.
+    /// Gives a request its memory; a write's data is on its way to it. With `around` the memory is the arena's, and
+    /// has room before and after the data.
     ///
     /// # Errors
     /// [`NoMemory`] when the arena is full.
     #[inline]
-    pub fn prepare(&mut self, slot: u16, len: u32, write: bool, ring: &Uring) -> Result<(), NoMemory> {
+    pub fn prepare(
+        &mut self,
+        slot: u16,
+        len: u32,
+        write: bool,
+        around: Option<Around>,
+        ring: &Uring,
+    ) -> Result<(), NoMemory> {
         let base = self.base(slot);
         let count = usize::from(self.held[usize::from(slot)].segments);
         if count == 0 {
             self.held[usize::from(slot)].spans = 0;
             return Ok(());
         }
-        if self.zero_copy && self.places[base..base + count].iter().all(Option::is_some) {
+        if self.zero_copy && around.is_none() && self.places[base..base + count].iter().all(Option::is_some) {
             self.name_guest_pages(base, count);
             self.held[usize::from(slot)].spans = count as u16;
             return Ok(());
         }
-        let run = self.arena.take(len).ok_or(NoMemory)?;
+        let Around { before, after } = around.unwrap_or_default();
+        let run = self.arena.take(before + len + after).ok_or(NoMemory)?;
+        let data = Span { offset: run.offset + before, len, ..run };
         self.spans[base] = run;
         let held = &mut self.held[usize::from(slot)];
-        (held.spans, held.arena) = (1, Some(run));
+        (held.spans, held.arena, held.data) = (1, Some(run), Some(data));
         if write {
-            self.copy_segments(slot, run, true, ring);
+            self.copy_segments(slot, data, true, ring);
         }
         Ok(())
     }
@@ -394,8 +415,8 @@ impl Data {
     /// A read has its data: lets it go to the guest's pages.
     #[inline]
     pub fn copy_out(&mut self, slot: u16, ring: &Uring) {
-        if let Some(run) = self.held[usize::from(slot)].arena {
-            self.copy_segments(slot, run, false, ring);
+        if let Some(data) = self.held[usize::from(slot)].data {
+            self.copy_segments(slot, data, false, ring);
         }
     }
 

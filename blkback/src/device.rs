@@ -5,24 +5,23 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
-use grant::journal::{self, Journal};
-use grant::meter::{Block, Meter};
-use grant::reactor::{Control, Core, Inbox, Outbox, Reactor, mailbox};
-use grant::ring::{self, BackRing};
-use grant::uring::{FileSlot, Uring};
-use grant::{Access, DomId, EventChannel, GrantRef, Grants, Port, SharedMemory};
+use grant::journal;
+use grant::meter::Meter;
+use grant::reactor::{Inbox, Outbox, mailbox};
+use grant::ring;
+use grant::{DomId, EventChannel, Grants};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Connect;
-use crate::data::{Data, Setup};
-use crate::disk;
-use crate::proto::{BlkifRequestSegment, MAX_SEGMENTS};
-use crate::queue::{BlkQueue, Parts};
-use crate::request::Limits;
+use crate::gate::Gate;
+use crate::hold::Trouble;
+use crate::proto::BlkifRequestSegment;
+use crate::station::{self, Attach, FromThread, Message, Shared};
 
 /// What a thread is started with.
 pub struct ThreadParts {
@@ -67,17 +66,29 @@ pub enum Report {
         /// How.
         reason: String,
     },
+    /// The volume fails and the guest waits for it (`on-error = "hold"`).
+    Holding {
+        /// Device number.
+        devid: u32,
+        /// What the volume said.
+        reason: String,
+    },
+    /// Nothing is held any more.
+    Resumed {
+        /// Device number.
+        devid: u32,
+    },
+    /// A flush failed: none of the disk succeeds from now on.
+    FlushFailed {
+        /// Device number.
+        devid: u32,
+    },
     /// Asked for: the last I/O has ended, everything is unmapped.
     Closed {
         /// Device number.
         devid: u32,
     },
 }
-
-/// Pages of the arena of a queue that copies.
-const ARENA_PAGES: usize = 1024;
-/// Pages where zero copy is the rule: two of the largest requests.
-const SMALL_ARENA_PAGES: usize = 512;
 
 /// Makes the journal of a queue, with the frozen parameters at its head.
 ///
@@ -91,27 +102,6 @@ pub fn create_journal(connect: &Connect, queue: usize) -> io::Result<OwnedFd> {
     journal::create(&parameters, entries, pool as u32)
 }
 
-struct Attach {
-    connect: Arc<Connect>,
-    index: usize,
-    volume: Option<Arc<OwnedFd>>,
-    meter: Block,
-    parts: QueueParts,
-}
-
-enum Message {
-    Attach(Box<Attach>),
-    Drain { devid: u32 },
-    Stop,
-}
-
-enum FromThread {
-    Attached { devid: u32, path: String },
-    Failed { devid: u32, reason: String },
-    Broken { devid: u32, reason: String },
-    Drained { devid: u32 },
-}
-
 /// A disk as control sees it.
 struct Device {
     direct: bool,
@@ -122,6 +112,16 @@ struct Device {
     failure: Option<String>,
     path: String,
     broken: bool,
+}
+
+impl Device {
+    fn trouble(&mut self, devid: u32, trouble: Trouble) -> Report {
+        match trouble {
+            Trouble::Holding(reason) => Report::Holding { devid, reason },
+            Trouble::Resumed => Report::Resumed { devid },
+            Trouble::FlushFailed => Report::FlushFailed { devid },
+        }
+    }
 }
 
 /// The queue threads of one process.
@@ -142,8 +142,8 @@ impl Worker {
         let mut running = Vec::with_capacity(threads.len());
         for (number, parts) in threads.into_iter().enumerate() {
             let (sender, receiver) = mailbox()?;
-            let (outbox, ready) = (outbox.clone(), ready.clone());
-            let body = move || thread(guest, parts, &receiver, outbox, &ready);
+            let (outbox, own, ready) = (outbox.clone(), sender.clone(), ready.clone());
+            let body = move || station::run(guest, parts, &receiver, (own, outbox), &ready);
             running.push((sender, std::thread::Builder::new().name(format!("queues-{number}")).spawn(body)?));
         }
         drop(ready);
@@ -183,13 +183,35 @@ impl Worker {
             broken: false,
         };
         self.devices.insert(devid, device);
+        let shared = self.shared(&connect);
         let (connect, volume) = (Arc::new(connect), volume.map(Arc::new));
         for (index, parts) in queues.into_iter().enumerate() {
             let meter = meter.block(index).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let attach = Attach { connect: Arc::clone(&connect), index, volume: volume.clone(), meter, parts };
+            let (connect, volume, shared) = (Arc::clone(&connect), volume.clone(), shared.clone());
+            let attach = Attach { connect, index, volume, meter, parts, shared };
             self.threads[index % self.threads.len()].0.send(Message::Attach(Box::new(attach)));
         }
         Ok(())
+    }
+
+    /// What the queues of a disk will share; a gate only where requests may have to run alone.
+    fn shared(&self, connect: &Connect) -> Shared {
+        let (devid, queues) = (connect.devid, connect.negotiated.queues.len());
+        let gate = (connect.disk.barrier || connect.disk.logical_sector_size > 512).then(|| {
+            let threads: Vec<Outbox<Message>> = self.threads.iter().map(|(sender, _)| sender.clone()).collect();
+            let wake = move |index: usize| {
+                threads[index % threads.len()].send(Message::Wake { devid, index });
+            };
+            Arc::new(Gate::new(queues, Box::new(wake)))
+        });
+        Shared { gate, flush_failed: Arc::new(AtomicBool::new(connect.disk.flush_failed)) }
+    }
+
+    /// The operator says that a disk's volume is well again: held requests are tried at once, flushes count again.
+    pub fn resume(&mut self, devid: u32) {
+        for (sender, _) in &self.threads {
+            sender.send(Message::Resume { devid });
+        }
     }
 
     /// Takes nothing more of a disk's, finishes what is in flight, unmaps; [`Report::Closed`] follows.
@@ -219,6 +241,7 @@ impl Worker {
         let (FromThread::Attached { devid, .. }
         | FromThread::Failed { devid, .. }
         | FromThread::Broken { devid, .. }
+        | FromThread::Trouble { devid, .. }
         | FromThread::Drained { devid }) = message;
         let device = self.devices.get_mut(&devid)?;
         let mut answered = true;
@@ -226,6 +249,7 @@ impl Worker {
             FromThread::Broken { reason, .. } => {
                 return (!std::mem::replace(&mut device.broken, true)).then_some(Report::Broken { devid, reason });
             }
+            FromThread::Trouble { trouble, .. } => return Some(device.trouble(devid, trouble)),
             FromThread::Attached { path, .. } => {
                 device.attached += 1;
                 device.path = path;
@@ -268,191 +292,4 @@ impl Drop for Worker {
             }
         }
     }
-}
-
-fn thread(
-    guest: DomId,
-    parts: ThreadParts,
-    inbox: &Inbox<Message>,
-    outbox: Outbox<FromThread>,
-    ready: &crossbeam::channel::Sender<io::Result<()>>,
-) {
-    let uring = match Uring::new(Some(parts.fence)) {
-        Ok(uring) => uring,
-        Err(error) => {
-            let _ = ready.send(Err(error));
-            return;
-        }
-    };
-    let _ = ready.send(Ok(()));
-    let mut reactor = Reactor::new(uring, parts.events);
-    reactor.run(inbox, &mut Station { guest, outbox, files: HashMap::new() });
-}
-
-/// The control half of a thread.
-struct Station {
-    guest: DomId,
-    outbox: Outbox<FromThread>,
-    /// Volumes in the ring's table, with the number of queues that use each.
-    files: HashMap<u32, (FileSlot, usize)>,
-}
-
-impl Control<BlkQueue> for Station {
-    type Message = Message;
-
-    fn message(&mut self, reactor: &mut Reactor<BlkQueue>, message: Message) -> bool {
-        match message {
-            Message::Attach(attach) => {
-                let devid = attach.connect.devid;
-                let report = match self.attach(reactor, *attach) {
-                    Ok(path) => FromThread::Attached { devid, path },
-                    Err(reason) => FromThread::Failed { devid, reason },
-                };
-                self.outbox.send(report);
-            }
-            Message::Drain { devid } => {
-                reactor.queues().filter(|queue| queue.name().0 == devid).for_each(BlkQueue::drain);
-            }
-            Message::Stop => return false,
-        }
-        true
-    }
-
-    fn drained(&mut self, core: &mut Core, queue: BlkQueue) {
-        let (devid, index) = queue.name();
-        let port = queue.port();
-        let (memory, ring_memory) = queue.into_remains();
-        let results = [core.ring.close_memory(memory), ring_memory.unmap(), core.events().unbind(port)];
-        for error in results.into_iter().filter_map(Result::err) {
-            tracing::error!(devid, index, %error, "closing a queue failed");
-        }
-        self.release_file(core, devid);
-        self.outbox.send(FromThread::Drained { devid });
-    }
-
-    fn broken(&mut self, queue: &BlkQueue, reason: String) {
-        let (devid, index) = queue.name();
-        self.outbox.send(FromThread::Broken { devid, reason: format!("queue {index}: {reason}") });
-    }
-}
-
-impl Station {
-    fn attach(&mut self, reactor: &mut Reactor<BlkQueue>, attach: Attach) -> Result<String, String> {
-        let Attach { connect, index, volume, meter, mut parts } = attach;
-        let devid = connect.devid;
-        let keys = &connect.negotiated.queues[index];
-        let core = &mut reactor.core;
-        let refs: Vec<GrantRef> = keys.ring_refs.iter().copied().map(GrantRef).collect();
-        let ring_memory = parts
-            .grants
-            .map(&refs, Access::ReadWrite)
-            .map_err(|error| format!("queue {index}: mapping the ring (grants {refs:?}) failed: {error}"))?;
-        let ring = BackRing::attach(ring_memory.pages(), connect.negotiated.abi.slot_size())
-            .map_err(|error| format!("queue {index}: {error}"))?;
-        let journal = Journal::open(parts.journal).map_err(|error| format!("queue {index}: journal: {error}"))?;
-        if journal.slots() != ring.entries() {
-            return Err(format!(
-                "queue {index}: the journal has {} slots, the ring {}",
-                journal.slots(),
-                ring.entries()
-            ));
-        }
-        let file = self.acquire_file(core, devid, volume.as_deref()).map_err(|error| format!("volume: {error}"))?;
-        let built = self.build(core, &connect, index, meter, parts.grants, (ring, ring_memory, journal), file);
-        match built {
-            Ok((port, queue, path)) => {
-                reactor.add(queue.memory(), port, queue);
-                Ok(path)
-            }
-            Err(reason) => {
-                self.release_file(core, devid);
-                Err(format!("queue {index}: {reason}"))
-            }
-        }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "one call, the parts of one queue")]
-    fn build(
-        &self,
-        core: &mut Core,
-        connect: &Connect,
-        index: usize,
-        meter: Block,
-        grants: Box<dyn Grants>,
-        (ring, ring_memory, journal): (BackRing, SharedMemory, Journal),
-        file: Option<FileSlot>,
-    ) -> Result<(Port, BlkQueue, String), String> {
-        let disk = disk::open(&connect.disk, file).ok_or("the volume's descriptor is missing")?;
-        let negotiated = &connect.negotiated;
-        let zero_copy = connect.zero_copy && negotiated.persistent;
-        let fixed_mapping = connect.fixed_buffers && zero_copy && core.ring.takes_fixed(&ring_memory.pages());
-        let slots = ring.entries() as usize;
-        let memory = core.ring.open_memory(slots * disk.limits().operations);
-        let setup = Setup {
-            grants,
-            memory,
-            slots,
-            segments: usize::from(negotiated.max_indirect).max(MAX_SEGMENTS),
-            arena_pages: if zero_copy { SMALL_ARENA_PAGES } else { ARENA_PAGES },
-            max_persistent: if negotiated.persistent { connect.max_persistent as usize } else { 0 },
-            zero_copy,
-            fixed: connect.fixed_buffers && (!zero_copy || fixed_mapping),
-        };
-        let data = Data::new(setup, &mut core.ring).map_err(|error| format!("memory: {error}"));
-        let port = data.and_then(|data| {
-            let remote = Port(negotiated.queues[index].event_channel);
-            let bound = core.events().bind(self.guest, remote);
-            bound.map(|port| (data, port)).map_err(|error| format!("event channel {remote}: {error}"))
-        });
-        let (data, port) = match port {
-            Ok(both) => both,
-            Err(reason) => {
-                let closed = core.ring.close_memory(memory);
-                return Err(closed.err().map_or(reason.clone(), |error| format!("{reason}; {error}")));
-            }
-        };
-        let fixed = if zero_copy { fixed_mapping } else { data.arena_is_fixed(&core.ring) };
-        let path = path(zero_copy, negotiated.persistent, fixed);
-        let limits = Limits {
-            abi: negotiated.abi,
-            max_indirect: negotiated.max_indirect,
-            read_only: disk.limits().read_only,
-            flush: disk.limits().flush,
-        };
-        let devid = connect.devid;
-        let parts = Parts { devid, index, port, ring, ring_memory, journal, meter, limits, memory, data, disk };
-        Ok((port, BlkQueue::new(parts), path))
-    }
-
-    fn acquire_file(&mut self, core: &mut Core, devid: u32, volume: Option<&OwnedFd>) -> io::Result<Option<FileSlot>> {
-        let Some(volume) = volume else { return Ok(None) };
-        if let Some((slot, users)) = self.files.get_mut(&devid) {
-            *users += 1;
-            return Ok(Some(*slot));
-        }
-        let slot = core.ring.register_file(volume.as_fd())?;
-        self.files.insert(devid, (slot, 1));
-        Ok(Some(slot))
-    }
-
-    fn release_file(&mut self, core: &mut Core, devid: u32) {
-        let Some((slot, users)) = self.files.get_mut(&devid) else { return };
-        *users -= 1;
-        if *users == 0 {
-            if let Err(error) = core.ring.unregister_file(*slot) {
-                tracing::error!(devid, %error, "a volume could not be taken out of the ring");
-            }
-            self.files.remove(&devid);
-        }
-    }
-}
-
-/// The data path in words.
-fn path(zero_copy: bool, persistent: bool, fixed: bool) -> String {
-    let path = match (zero_copy, persistent) {
-        (true, _) => "zero copy",
-        (false, true) => "arena, memcpy",
-        (false, false) => "arena, grant copy",
-    };
-    format!("{path}{}", if fixed { ", fixed buffers" } else { "" })
 }

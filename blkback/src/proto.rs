@@ -18,6 +18,9 @@ pub const BLKIF_OP_DISCARD: u8 = 5;
 /// `BLKIF_OP_INDIRECT`.
 pub const BLKIF_OP_INDIRECT: u8 = 6;
 
+/// `BLKIF_DISCARD_SECURE`, in `flag` of a discard.
+pub const BLKIF_DISCARD_SECURE: u8 = 1;
+
 /// `BLKIF_RSP_OKAY`.
 pub const BLKIF_RSP_OKAY: i16 = 0;
 /// `BLKIF_RSP_ERROR`.

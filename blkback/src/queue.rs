@@ -1,6 +1,9 @@
 //! One queue of a virtual disk: from the ring to the disk and back. Reads like the protocol: take, parse, find the
 //! memory, start; then end, answer, publish once, notify at most once.
 
+mod account;
+mod intake;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -8,13 +11,15 @@ use grant::journal::{Journal, SlotState};
 use grant::meter::Block;
 use grant::reactor::{Core, Queue, Turn};
 use grant::ring::BackRing;
-use grant::uring::{Completion, MemoryId, Operation as RingOperation, Outcome, Owner};
+use grant::uring::{Completion, MemoryId, Outcome, Owner};
 use grant::{Port, SharedMemory};
 
-use crate::data::Data;
-use crate::disk::{Disk, Ended, Io, Job};
-use crate::proto::{BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifRequest64, BlkifRequestSegment, SEGMENTS_PER_PAGE};
-use crate::request::{Limits, Operation, Rejected, Request, Segments, byte_range};
+use crate::data::{Around, Data};
+use crate::disk::{Disk, Ended, Erased, Io, Job};
+use crate::gate::Pass;
+use crate::hold::Hold;
+use crate::proto::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY};
+use crate::request::{Limits, Operation};
 use crate::stats::Counter;
 
 /// Most requests a turn takes.
@@ -44,6 +49,10 @@ pub struct Parts {
     pub data: Data,
     /// The disk.
     pub disk: Box<dyn Disk>,
+    /// For disks with requests that run alone.
+    pub pass: Option<Pass>,
+    /// What happens when the volume fails.
+    pub hold: Hold,
 }
 
 /// A request that was taken and not answered.
@@ -51,26 +60,63 @@ pub struct Parts {
 struct Slot {
     id: u64,
     response_op: u8,
+    /// What the response says: decided by us when it was rejected, else by how the disk ended it.
     status: i16,
+    /// What the disk said; the first error counts.
+    ended: Ended,
     rejected: bool,
+    /// It is with the disk.
+    started: bool,
+    /// The disk has said `finish`.
     finished: bool,
+    /// It was held and is tried again.
+    held: bool,
+    /// Its memory has to be the arena's (512e).
+    bounce: bool,
     pending: u16,
     taken: Instant,
     job: Job,
+}
+
+impl Slot {
+    fn new(now: Instant) -> Slot {
+        Slot {
+            id: 0,
+            response_op: 0,
+            status: BLKIF_RSP_OKAY,
+            ended: Ok(()),
+            rejected: false,
+            started: false,
+            finished: false,
+            held: false,
+            bounce: false,
+            pending: 0,
+            taken: now,
+            job: Job::NONE,
+        }
+    }
+
+    /// Nothing else of the disk may be under way while it is.
+    fn is_exclusive(&self) -> bool {
+        self.job.operation == Operation::Barrier || (self.job.writes() && !self.job.edges.is_none())
+    }
 }
 
 /// One queue.
 pub struct BlkQueue {
     parts: Parts,
     sectors: u64,
+    unit: u32,
     slots: Vec<Slot>,
     free: Vec<u16>,
     /// Taken in this turn.
     batch: Vec<u16>,
-    /// Taken, but there was no memory.
+    /// Taken, but there was no memory, or something runs alone.
     stalled: VecDeque<u16>,
-    /// Memory may have come back since.
+    /// What kept them may be over.
     retry: bool,
+    /// With the disk.
+    running: usize,
     ended: Vec<u16>,
     draining: bool,
 }
@@ -80,24 +126,15 @@ impl BlkQueue {
     pub fn new(parts: Parts) -> BlkQueue {
         let entries = parts.ring.entries() as usize;
         parts.journal.set_indexes(parts.ring.req_cons(), parts.ring.rsp_prod());
-        let job = Job { slot: 0, operation: Operation::Read, at: 0, len: 0, step: 0, outer_step: 0 };
-        let slot = Slot {
-            id: 0,
-            response_op: 0,
-            status: 0,
-            rejected: false,
-            finished: false,
-            pending: 0,
-            taken: Instant::now(),
-            job,
-        };
         BlkQueue {
             sectors: parts.disk.limits().sectors,
-            slots: vec![slot; entries],
+            unit: parts.disk.limits().unit,
+            slots: vec![Slot::new(Instant::now()); entries],
             free: (0..entries as u16).rev().collect(),
             batch: Vec::with_capacity(BATCH.max(entries)),
             stalled: VecDeque::with_capacity(entries),
             retry: false,
+            running: 0,
             ended: Vec::with_capacity(entries),
             draining: false,
             parts,
@@ -119,10 +156,30 @@ impl BlkQueue {
         self.parts.memory
     }
 
-    /// Takes nothing more; what was taken is finished and answered.
+    /// Takes nothing more; what was taken is finished and answered, what is held with an error.
     pub fn drain(&mut self) {
         self.draining = true;
         self.retry = true;
+        for slot in self.parts.hold.abandon() {
+            self.ended.push(slot);
+        }
+    }
+
+    /// Looks again at what was put aside: another queue has become quiet, or has opened the gate.
+    pub fn wake(&mut self) {
+        self.retry = true;
+    }
+
+    /// The operator says that the volume is well again: what is held is tried now, and flushes count again.
+    pub fn resume(&mut self, core: &mut Core) {
+        for slot in self.parts.hold.resume() {
+            self.restart(slot, core);
+        }
+    }
+
+    /// A discard on the thread for them has ended.
+    pub fn erased(&mut self, erased: Erased, core: &mut Core) {
+        self.advance(erased.slot, erased.ended, core);
     }
 
     /// Taken and not answered.
@@ -141,119 +198,13 @@ impl BlkQueue {
         self.parts.meter.add(counter as usize, n);
     }
 
-    /// Copies requests out of the ring, into the journal, and parses the copies.
-    fn take(&mut self, waiting: u32, core: &mut Core) {
-        let room = self.free.len().min(BATCH).min(waiting as usize);
-        let mut indirect = 0;
-        for _ in 0..room {
-            let Some(slot) = self.free.pop() else { break };
-            self.parts.journal.take(slot, &mut self.parts.ring);
-            let copy: BlkifRequest64 = self.parts.journal.request(slot);
-            match Request::parse(zerocopy::IntoBytes::as_bytes(&copy), &self.parts.limits) {
-                Ok(request) => {
-                    self.accept(slot, &request, core.now);
-                    match request.segments {
-                        Segments::Direct(segments, count) => {
-                            self.parts.data.set_segments(slot, &segments[..usize::from(count)]);
-                        }
-                        Segments::Indirect(..) => {
-                            // Offers stay at 256 segments, so one page holds them all.
-                            self.parts.data.want_indirect(slot, request.indirect_pages()[0], indirect, &mut core.ring);
-                            self.slots[usize::from(slot)].job.step = indirect as u32;
-                            indirect += 1;
-                        }
-                    }
-                    self.batch.push(slot);
-                }
-                Err(rejected) => self.reject(slot, rejected, core.now),
-            }
-        }
-        if indirect > 0 {
-            self.fetch_indirect(core);
-        }
-    }
-
-    fn accept(&mut self, slot: u16, request: &Request, now: Instant) {
-        let job = Job { slot, operation: request.operation, at: request.sector, len: 0, step: 0, outer_step: 0 };
-        self.slots[usize::from(slot)] = Slot {
-            id: request.id,
-            response_op: request.response_op,
-            status: BLKIF_RSP_OKAY,
-            rejected: false,
-            finished: false,
-            pending: 0,
-            taken: now,
-            job,
-        };
-        // Until its segments are there, the number of segments stands in `len`.
-        self.slots[usize::from(slot)].job.len = request.count() as u32;
-    }
-
-    #[cold]
-    fn reject(&mut self, slot: u16, rejected: Rejected, now: Instant) {
-        let Rejected { id, response_op, status, reason } = rejected;
-        tracing::trace!(devid = self.parts.devid, id, reason, "request rejected");
-        self.count(Counter::Rejected, 1);
-        let old = self.slots[usize::from(slot)];
-        self.slots[usize::from(slot)] = Slot { id, response_op, status, rejected: true, taken: now, ..old };
-        self.ended.push(slot);
-    }
-
-    /// Reads the segments of all indirect requests of the batch: one map call or one copy call.
-    fn fetch_indirect(&mut self, core: &mut Core) {
-        self.parts.data.map(&mut core.ring);
-        self.parts.data.copy_indirect();
-        let mut raw = [BlkifRequestSegment::default(); SEGMENTS_PER_PAGE];
-        let mut batch = std::mem::take(&mut self.batch);
-        batch.retain(|&slot| {
-            let Parts { data, journal, .. } = &mut self.parts;
-            let job = &self.slots[usize::from(slot)].job;
-            if data.segments(slot).len() == job.len as usize {
-                return true;
-            }
-            let (count, scratch) = (job.len as usize, job.step as usize);
-            match data.fetch_indirect(slot, count, scratch, &mut raw, &core.ring) {
-                Ok(()) => {
-                    journal.write_pool(slot, 0, zerocopy::IntoBytes::as_bytes(&raw[..count]));
-                    true
-                }
-                Err(reason) => {
-                    let Slot { id, response_op, .. } = self.slots[usize::from(slot)];
-                    self.reject(slot, Rejected { id, response_op, status: BLKIF_RSP_ERROR, reason }, core.now);
-                    false
-                }
-            }
-        });
-        self.batch = batch;
-    }
-
-    /// Checks the range, finds the pages: what is left of the batch has all it needs but memory of its own.
-    fn locate(&mut self, core: &mut Core) {
-        let mut batch = std::mem::take(&mut self.batch);
-        batch.retain(|&slot| {
-            let job = &mut self.slots[usize::from(slot)].job;
-            let Some((at, len)) = byte_range(job.at, self.parts.data.segments(slot), self.sectors) else {
-                let Slot { id, response_op, .. } = self.slots[usize::from(slot)];
-                let reason = "beyond the end of the disk";
-                self.reject(slot, Rejected { id, response_op, status: BLKIF_RSP_ERROR, reason }, core.now);
-                return false;
-            };
-            (job.at, job.len, job.step) = (at, len, 0);
-            self.parts.data.locate(slot, &mut core.ring);
-            true
-        });
-        self.batch = batch;
-        self.parts.data.map(&mut core.ring);
-    }
-
-    /// Gives requests their memory, brings the writes' data, and starts them. Those that find none wait in order.
+    /// Gives requests their memory, brings the writes' data, and starts them. Those that find none, or come while
+    /// something runs alone, wait in order.
     fn start(&mut self, core: &mut Core) {
         let mut started = 0;
         for at in 0..self.batch.len() {
             let slot = self.batch[at];
-            let Job { len, operation, .. } = self.slots[usize::from(slot)].job;
-            let write = operation != Operation::Read;
-            if !self.stalled.is_empty() || self.parts.data.prepare(slot, len, write, &core.ring).is_err() {
+            if !self.stalled.is_empty() || !self.admit(slot, started) || !self.prepare(slot, core) {
                 self.stalled.push_back(slot);
                 self.count(Counter::Stalls, 1);
             } else {
@@ -262,23 +213,55 @@ impl BlkQueue {
             }
         }
         self.batch.truncate(started);
+        self.running += started;
         self.parts.data.copy_in(&core.ring);
         for at in 0..self.batch.len() {
             let slot = self.batch[at];
+            self.slots[usize::from(slot)].started = true;
             if self.parts.data.failed(slot) {
-                self.end(slot, BLKIF_RSP_ERROR);
+                self.ended.push(slot);
             } else {
                 self.parts.journal.set_state(slot, SlotState::Submitted);
                 self.drive(slot, None, core);
             }
         }
         self.batch.clear();
+        self.leave();
+    }
+
+    /// May this request go to the disk now, after `before` others of its batch?
+    #[inline]
+    fn admit(&mut self, slot: u16, before: usize) -> bool {
+        let exclusive = self.slots[usize::from(slot)].is_exclusive();
+        match &mut self.parts.pass {
+            None => true,
+            Some(pass) if !exclusive => pass.enter(),
+            Some(_) if self.running + before > 0 => false,
+            Some(pass) => {
+                pass.leave();
+                pass.close()
+            }
+        }
+    }
+
+    /// Finds memory for a request; false when there is none now.
+    #[inline]
+    fn prepare(&mut self, slot: u16, core: &mut Core) -> bool {
+        let Slot { job, bounce, .. } = &self.slots[usize::from(slot)];
+        let around = bounce.then(|| Around {
+            before: u32::from(job.edges.head),
+            after: u32::from(job.edges.tail) + if job.writes() { 2 * self.unit } else { 0 },
+        });
+        self.parts.data.prepare(slot, job.len, job.writes(), around, &core.ring).is_ok()
     }
 
     /// Lets the disk have a go at a request: its start, or the next step.
     #[inline]
     fn drive(&mut self, slot: u16, ended: Option<Ended>, core: &mut Core) {
         let Slot { job, pending, .. } = &mut self.slots[usize::from(slot)];
+        if job.operation.flushes() && self.parts.hold.flush_failed() {
+            return self.end(slot, Err(EIO), core);
+        }
         let mut io = Io {
             ring: &mut core.ring,
             memory: self.parts.memory,
@@ -291,20 +274,67 @@ impl BlkQueue {
             None => self.parts.disk.start(job, &mut io),
             Some(ended) => self.parts.disk.step(job, ended, &mut io),
         }
-        if let Some(status) = io.finished {
+        if let Some(ended) = io.finished {
             self.slots[usize::from(slot)].finished = true;
-            self.end(slot, status);
+            self.end(slot, ended, core);
         }
     }
 
-    /// A request is over as soon as the disk has said so and nothing of it is in flight; errors add up.
-    fn end(&mut self, slot: u16, status: i16) {
-        let state = &mut self.slots[usize::from(slot)];
-        if status != BLKIF_RSP_OKAY {
-            state.status = status;
+    /// Something that a request asked for has ended.
+    fn advance(&mut self, slot: u16, ended: Ended, core: &mut Core) {
+        let Some(state) = self.slots.get_mut(usize::from(slot)) else { return };
+        state.pending -= 1;
+        if state.finished {
+            self.end(slot, ended, core);
+        } else {
+            self.drive(slot, Some(ended), core);
         }
-        if state.pending == 0 {
-            self.ended.push(slot);
+    }
+
+    /// A request is over as soon as the disk has said so and nothing of it is in flight.
+    fn end(&mut self, slot: u16, ended: Ended, core: &mut Core) {
+        let state = &mut self.slots[usize::from(slot)];
+        state.finished = true;
+        state.ended = state.ended.and(ended);
+        if state.pending > 0 {
+            return;
+        }
+        if state.ended.is_err() && state.job.operation == Operation::Flush {
+            self.parts.hold.fail_flushes();
+        }
+        let state = &self.slots[usize::from(slot)];
+        match state.ended {
+            Ok(()) if state.held => self.cured(core),
+            // A discard is a hint: nothing is lost when it fails.
+            Err(_) if self.draining || matches!(state.job.operation, Operation::Discard { .. }) => {}
+            Err(errno) if self.parts.hold.keep(slot, errno, core.now) => return self.count(Counter::Held, 1),
+            _ => {}
+        }
+        self.ended.push(slot);
+    }
+
+    /// Tries a held request again, from its start.
+    fn restart(&mut self, slot: u16, core: &mut Core) {
+        let state = &mut self.slots[usize::from(slot)];
+        (state.finished, state.held, state.ended) = (false, true, Ok(()));
+        (state.job.step, state.job.outer_step) = (0, 0);
+        self.drive(slot, None, core);
+    }
+
+    /// A held request has succeeded: the others have their turn.
+    fn cured(&mut self, core: &mut Core) {
+        for slot in self.parts.hold.cured() {
+            self.restart(slot, core);
+        }
+    }
+
+    /// Tells the disk's other queues when nothing of ours is with it.
+    #[inline]
+    fn leave(&mut self) {
+        if self.running == 0
+            && let Some(pass) = &mut self.parts.pass
+        {
+            pass.leave();
         }
     }
 
@@ -312,7 +342,7 @@ impl BlkQueue {
     fn answer(&mut self, core: &mut Core) {
         for &slot in &self.ended {
             let state = &self.slots[usize::from(slot)];
-            if state.status == BLKIF_RSP_OKAY && state.job.operation == Operation::Read && !state.rejected {
+            if state.ended.is_ok() && state.job.operation == Operation::Read && !state.rejected {
                 self.parts.data.copy_out(slot, &core.ring);
             }
         }
@@ -321,8 +351,17 @@ impl BlkQueue {
         for at in 0..self.ended.len() {
             let slot = self.ended[at];
             let mut state = self.slots[usize::from(slot)];
-            if self.parts.data.failed(slot) {
-                state.status = BLKIF_RSP_ERROR;
+            if !state.rejected {
+                state.status =
+                    if self.parts.data.failed(slot) { BLKIF_RSP_ERROR } else { status(state.ended, &state.job) };
+            }
+            if state.started {
+                self.running -= 1;
+                if state.is_exclusive()
+                    && let Some(pass) = &mut self.parts.pass
+                {
+                    pass.open();
+                }
             }
             let (response, len) = self.parts.limits.abi.response(state.id, state.response_op, state.status);
             self.parts.journal.set_done(slot, state.status, self.parts.ring.rsp_prod());
@@ -342,35 +381,6 @@ impl BlkQueue {
             self.count(Counter::NotifiedOut, 1);
         }
         self.account_copies();
-    }
-
-    #[inline]
-    fn account_request(&self, state: &Slot, now: Instant) {
-        if state.rejected {
-            return;
-        }
-        let (operations, bytes) = match state.job.operation {
-            Operation::Read => (Counter::Reads, Counter::ReadBytes),
-            Operation::Write => (Counter::Writes, Counter::WriteBytes),
-            Operation::Flush => (Counter::Flushes, Counter::WriteBytes),
-        };
-        self.count(operations, 1);
-        self.count(bytes, u64::from(state.job.len));
-        if state.status != BLKIF_RSP_OKAY {
-            self.count(Counter::Errors, 1);
-        }
-        self.parts.meter.record(now.duration_since(state.taken).as_nanos() as u64);
-    }
-
-    fn account_copies(&mut self) {
-        let data = &mut self.parts.data;
-        let (memcpy, copied) = (std::mem::take(&mut data.memcpy_bytes), std::mem::take(&mut data.copied_bytes));
-        let pages = std::mem::take(&mut data.pages_copied);
-        if pages > 0 {
-            self.count(Counter::BytesMemcpy, memcpy);
-            self.count(Counter::BytesGrantCopy, copied);
-            self.count(Counter::PagesCopied, pages);
-        }
     }
 }
 
@@ -401,26 +411,18 @@ impl Queue for BlkQueue {
 
     fn complete(&mut self, completion: Completion, core: &mut Core) {
         let slot = completion.owner.slot;
-        let Some(state) = self.slots.get_mut(usize::from(slot)) else { return };
         let ended = match completion.outcome() {
             Outcome::Again(rest) => {
                 let owner = Owner { memory: self.parts.memory, slot };
-                return core.ring.transfer(owner, rest, self.parts.data.spans(slot), u32::MAX);
+                return core.ring.again(owner, rest, self.parts.data.spans(slot));
             }
             Outcome::Done => Ok(()),
             Outcome::Failed(errno) => {
-                if completion.operation != RingOperation::Timeout {
-                    log_error(self.parts.devid, errno);
-                }
+                self.failed(completion.operation, errno);
                 Err(errno)
             }
         };
-        state.pending -= 1;
-        if state.finished {
-            self.end(slot, if ended.is_ok() { BLKIF_RSP_OKAY } else { BLKIF_RSP_ERROR });
-        } else {
-            self.drive(slot, Some(ended), core);
-        }
+        self.advance(slot, ended, core);
     }
 
     fn settle(&mut self, core: &mut Core) {
@@ -428,6 +430,7 @@ impl Queue for BlkQueue {
             return;
         }
         self.answer(core);
+        self.leave();
         self.retry = true;
     }
 
@@ -466,20 +469,25 @@ impl Queue for BlkQueue {
 
     fn tick(&mut self, core: &mut Core) {
         self.parts.disk.tick(core.now);
+        if let Some(slot) = self.parts.hold.probe(core.now) {
+            self.restart(slot, core);
+        }
     }
 
     fn wants_tick(&self) -> bool {
-        self.parts.disk.wants_tick()
+        self.parts.hold.is_holding() || self.parts.disk.wants_tick()
     }
 }
 
-/// A volume's error is the host's business; a guest that provokes them must not fill the log.
-fn log_error(devid: u32, errno: i32) {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static LOGGED: AtomicU64 = AtomicU64::new(0);
-    let nth = LOGGED.fetch_add(1, Ordering::Relaxed);
-    if nth < 10 || nth.is_power_of_two() {
-        let error = std::io::Error::from_raw_os_error(errno);
-        tracing::warn!(devid, %error, total = nth + 1, "the volume failed a request");
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+const EOPNOTSUPP: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
+
+/// What a response says of a request that ended so.
+fn status(ended: Ended, job: &Job) -> i16 {
+    match (ended, job.operation) {
+        (Ok(()), _) => BLKIF_RSP_OKAY,
+        // The guest stops asking after this, so it is for what never works.
+        (Err(EOPNOTSUPP), Operation::Discard { .. }) => BLKIF_RSP_EOPNOTSUPP,
+        (Err(_), _) => BLKIF_RSP_ERROR,
     }
 }

@@ -7,11 +7,12 @@
 use grant::GrantRef;
 use zerocopy::FromBytes;
 
+use crate::config::Discard;
 use crate::proto::{
-    Abi, BLKIF_OP_DISCARD, BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ, BLKIF_OP_WRITE,
-    BLKIF_OP_WRITE_BARRIER, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BlkifRequest32, BlkifRequest64,
-    BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR_SIZE,
-    SECTORS_PER_PAGE, SEGMENTS_PER_PAGE,
+    Abi, BLKIF_DISCARD_SECURE, BLKIF_OP_DISCARD, BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ,
+    BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BlkifRequest32, BlkifRequest64,
+    BlkifRequestDiscard32, BlkifRequestDiscard64, BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment,
+    MAX_INDIRECT_PAGES, MAX_SEGMENTS, SECTOR_SIZE, SECTORS_PER_PAGE, SEGMENTS_PER_PAGE,
 };
 
 /// Sectors `first..=last` of one page.
@@ -74,6 +75,23 @@ pub enum Operation {
     Write,
     /// `BLKIF_OP_FLUSH_DISKCACHE`; with data it flushes, then writes.
     Flush,
+    /// `BLKIF_OP_WRITE_BARRIER`: everything before it ends first, then it writes, then it flushes; nothing after it
+    /// begins earlier.
+    Barrier,
+    /// `BLKIF_OP_DISCARD`.
+    Discard {
+        /// 512-byte sectors.
+        sectors: u64,
+        /// Nothing may bring the old content back.
+        secure: bool,
+    },
+}
+
+impl Operation {
+    /// Its success says that something is durable.
+    pub fn flushes(self) -> bool {
+        matches!(self, Operation::Flush | Operation::Barrier)
+    }
 }
 
 /// Where the segments stand.
@@ -124,6 +142,10 @@ pub struct Limits {
     pub read_only: bool,
     /// Flush is offered.
     pub flush: bool,
+    /// Barriers are offered.
+    pub barrier: bool,
+    /// Discards are offered, and of what kind.
+    pub discard: Option<Discard>,
 }
 
 /// The common fields of both layouts.
@@ -168,26 +190,25 @@ impl Request {
         let Some(slot) = slot(bytes, limits.abi) else {
             return Err(unsupported(0, 0, "short slot"));
         };
+        let error = |reason| Rejected { id: slot.id, response_op: slot.operation, status: BLKIF_RSP_ERROR, reason };
         let operation = match slot.operation {
             BLKIF_OP_READ => Operation::Read,
-            BLKIF_OP_WRITE => Operation::Write,
-            BLKIF_OP_FLUSH_DISKCACHE if limits.flush => Operation::Flush,
             BLKIF_OP_INDIRECT => return Request::parse_indirect(bytes, limits),
+            BLKIF_OP_WRITE | BLKIF_OP_WRITE_BARRIER if limits.read_only => return Err(error("the disk is read-only")),
+            BLKIF_OP_DISCARD => return Request::parse_discard(bytes, limits),
+            BLKIF_OP_WRITE => Operation::Write,
+            BLKIF_OP_WRITE_BARRIER if limits.barrier => Operation::Barrier,
+            BLKIF_OP_FLUSH_DISKCACHE if limits.flush => Operation::Flush,
             BLKIF_OP_FLUSH_DISKCACHE => return Err(unsupported(slot.id, slot.operation, "flush was not offered")),
             BLKIF_OP_WRITE_BARRIER => return Err(unsupported(slot.id, slot.operation, "barrier was not offered")),
-            BLKIF_OP_DISCARD => return Err(unsupported(slot.id, slot.operation, "discard was not offered")),
             _ => return Err(unsupported(slot.id, slot.operation, "unknown operation")),
         };
-        let error = |reason| Rejected { id: slot.id, response_op: slot.operation, status: BLKIF_RSP_ERROR, reason };
         let count = usize::from(slot.nr_segments);
         let Some(wire) = slot.seg.get(..count) else {
             return Err(error("more than 11 segments"));
         };
-        if count == 0 && operation != Operation::Flush {
+        if count == 0 && !operation.flushes() {
             return Err(error("no segments"));
-        }
-        if limits.read_only && operation != Operation::Read {
-            return Err(error("the disk is read-only"));
         }
         let mut segments = [Segment::NONE; MAX_SEGMENTS];
         for (to, from) in segments.iter_mut().zip(wire) {
@@ -195,6 +216,37 @@ impl Request {
         }
         let segments = Segments::Direct(segments, slot.nr_segments);
         Ok(Request { id: slot.id, response_op: slot.operation, operation, sector: slot.sector, segments })
+    }
+
+    fn parse_discard(bytes: &[u8], limits: &Limits) -> Result<Request, Rejected> {
+        let fields = match limits.abi {
+            Abi::X86_64 => BlkifRequestDiscard64::read_from_prefix(bytes)
+                .ok()
+                .map(|(r, _)| (r.flag, r.id, r.sector_number, r.nr_sectors)),
+            Abi::X86_32 => BlkifRequestDiscard32::read_from_prefix(bytes)
+                .ok()
+                .map(|(r, _)| (r.flag, wide(r.id), wide(r.sector_number), wide(r.nr_sectors))),
+        };
+        let (flag, id, sector, sectors) = fields.unwrap_or_default();
+        let refuse = |status, reason| Rejected { id, response_op: BLKIF_OP_DISCARD, status, reason };
+        if limits.read_only {
+            return Err(refuse(BLKIF_RSP_ERROR, "the disk is read-only"));
+        }
+        let Some(discard) = limits.discard else {
+            return Err(refuse(BLKIF_RSP_EOPNOTSUPP, "discard was not offered"));
+        };
+        // Where secure discards were not offered the flag says nothing (blkif.h).
+        let secure = discard.secure && flag & BLKIF_DISCARD_SECURE != 0;
+        let granularity = u64::from(discard.granularity).max(SECTOR_SIZE);
+        let misplaced = sector
+            .checked_mul(SECTOR_SIZE)
+            .is_none_or(|at| at % granularity != u64::from(discard.alignment) % granularity);
+        if misplaced {
+            return Err(refuse(BLKIF_RSP_ERROR, "the discard is not aligned"));
+        }
+        let operation = Operation::Discard { sectors, secure };
+        let segments = Segments::Direct([Segment::NONE; MAX_SEGMENTS], 0);
+        Ok(Request { id, response_op: BLKIF_OP_DISCARD, operation, sector, segments })
     }
 
     fn parse_indirect(bytes: &[u8], limits: &Limits) -> Result<Request, Rejected> {
@@ -260,12 +312,22 @@ pub fn byte_range(sector: u64, segments: &[Segment], sectors: u64) -> Option<(u6
     Some((sector.checked_mul(SECTOR_SIZE)?, len))
 }
 
+/// The byte range on the disk of a discard; `None` when it does not fit a disk of `sectors`.
+pub fn discard_range(sector: u64, count: u64, sectors: u64) -> Option<(u64, u64)> {
+    let end = sector.checked_add(count)?;
+    if end > sectors {
+        return None;
+    }
+    Some((sector.checked_mul(SECTOR_SIZE)?, count.checked_mul(SECTOR_SIZE)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use zerocopy::IntoBytes;
 
-    const LIMITS: Limits = Limits { abi: Abi::X86_64, max_indirect: 256, read_only: false, flush: true };
+    const LIMITS: Limits =
+        Limits { abi: Abi::X86_64, max_indirect: 256, read_only: false, flush: true, barrier: false, discard: None };
 
     fn rw(operation: u8, nr_segments: u8, first: u8, last: u8) -> BlkifRequest64 {
         let seg = [BlkifRequestSegment { gref: 8, first_sect: first, last_sect: last, pad: 0xFFFF }; MAX_SEGMENTS];
@@ -308,11 +370,13 @@ mod tests {
 
     #[test]
     fn a_read_only_disk_takes_reads_only() {
-        let limits = Limits { read_only: true, flush: false, ..LIMITS };
+        let discard = Some(Discard { granularity: 512, alignment: 0, secure: false, device: false });
+        let limits = Limits { read_only: true, flush: false, barrier: true, discard, ..LIMITS };
         assert!(Request::parse(rw(BLKIF_OP_READ, 1, 0, 7).as_bytes(), &limits).is_ok());
-        for operation in [1, 2, 3, 5] {
-            assert!(Request::parse(rw(operation, 1, 0, 7).as_bytes(), &limits).is_err());
+        for (operation, status) in [(1, BLKIF_RSP_ERROR), (2, BLKIF_RSP_ERROR), (3, BLKIF_RSP_EOPNOTSUPP)] {
+            assert_eq!(Request::parse(rw(operation, 1, 0, 7).as_bytes(), &limits).unwrap_err().status, status);
         }
+        assert_eq!(Request::parse(rw(5, 0, 0, 0).as_bytes(), &limits).unwrap_err().status, BLKIF_RSP_ERROR);
         let inner = BlkifRequestIndirect64 { operation: 6, indirect_op: 1, nr_segments: 3, ..Default::default() };
         let mut bytes = [0; 112];
         bytes[..64].copy_from_slice(inner.as_bytes());
@@ -332,6 +396,64 @@ mod tests {
         for (operation, count) in [(0, 0), (0, 257), (1, u16::MAX), (2, 1), (3, 1), (5, 1), (6, 1), (255, 1)] {
             let rejected = parse(operation, count).unwrap_err();
             assert_eq!((rejected.id, rejected.status), (3, BLKIF_RSP_ERROR));
+        }
+    }
+
+    #[test]
+    fn a_barrier_may_carry_data_or_none() {
+        let limits = Limits { barrier: true, ..LIMITS };
+        for count in [0, 1, 11] {
+            let parsed = Request::parse(rw(BLKIF_OP_WRITE_BARRIER, count, 0, 7).as_bytes(), &limits).unwrap();
+            assert_eq!((parsed.operation, parsed.count()), (Operation::Barrier, usize::from(count)));
+        }
+        let rejected = Request::parse(rw(BLKIF_OP_WRITE_BARRIER, 12, 0, 7).as_bytes(), &limits).unwrap_err();
+        assert_eq!(rejected.status, BLKIF_RSP_ERROR);
+    }
+
+    #[test]
+    fn discards_are_read_in_both_layouts_and_held_to_their_alignment() {
+        let wide = |flag, sector_number, nr_sectors| {
+            let discard =
+                BlkifRequestDiscard64 { operation: 5, flag, id: 9, sector_number, nr_sectors, ..Default::default() };
+            let mut bytes = [0; 112];
+            bytes[..32].copy_from_slice(discard.as_bytes());
+            bytes
+        };
+        let mut limits = Limits {
+            discard: Some(Discard { granularity: 4096, alignment: 512, secure: false, device: true }),
+            ..LIMITS
+        };
+        let parsed = Request::parse(&wide(1, 9, 3), &limits).unwrap();
+        // Not offered, so not asked for.
+        assert_eq!(parsed.operation, Operation::Discard { sectors: 3, secure: false });
+        assert_eq!((parsed.id, parsed.sector, parsed.response_op, parsed.count()), (9, 9, 5, 0));
+        for sector in [0, 8, 10, u64::MAX, u64::MAX / 512] {
+            let rejected = Request::parse(&wide(0, sector, 1), &limits).unwrap_err();
+            assert_eq!((rejected.status, rejected.id, rejected.response_op), (BLKIF_RSP_ERROR, 9, 5), "{sector}");
+        }
+        limits.discard = Some(Discard { granularity: 512, alignment: 0, secure: true, device: true });
+        limits.abi = Abi::X86_32;
+        let narrow = BlkifRequestDiscard32 {
+            operation: 5,
+            flag: 0xFF,
+            handle: 0,
+            id: [3, 4],
+            sector_number: [1, 2],
+            nr_sectors: [5, 6],
+        };
+        let mut bytes = [0; 112];
+        bytes[..28].copy_from_slice(narrow.as_bytes());
+        let parsed = Request::parse(&bytes, &limits).unwrap();
+        assert_eq!(parsed.operation, Operation::Discard { sectors: 5 | 6 << 32, secure: true });
+        assert_eq!((parsed.id, parsed.sector), (3 | 4 << 32, 1 | 2 << 32));
+    }
+
+    #[test]
+    fn discards_past_the_end_and_around_the_top_are_refused() {
+        assert_eq!(discard_range(90, 10, 100), Some((90 * 512, 5120)));
+        assert_eq!(discard_range(100, 0, 100), Some((51_200, 0)));
+        for (sector, count) in [(90, 11), (101, 0), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
+            assert_eq!(discard_range(sector, count, 100), None, "{sector} {count}");
         }
     }
 

@@ -46,8 +46,18 @@ pub enum Counter {
     Batches,
     /// Times responses were published.
     Publishes,
-    /// Times a request waited for memory.
+    /// Times a request waited for memory, or for a request that runs alone.
     Stalls,
+    /// Barriers answered.
+    Barriers,
+    /// Discards answered.
+    Discards,
+    /// Bytes discarded.
+    DiscardBytes,
+    /// Times a request was held instead of being answered with an error.
+    Held,
+    /// Flushes that failed: one is enough to distrust all later ones.
+    FlushFailures,
 }
 
 /// A device's numbers.
@@ -75,6 +85,11 @@ pub struct Stats {
     pub batches: u64,
     pub publishes: u64,
     pub stalls: u64,
+    pub barriers: u64,
+    pub discards: u64,
+    pub discard_bytes: u64,
+    pub held: u64,
+    pub flush_failures: u64,
     /// Half of all requests took at most this long from ring to response, nanoseconds.
     pub p50_ns: u64,
     /// 99 of 100 requests did.
@@ -106,6 +121,11 @@ pub fn snapshot(meter: &Meter) -> Stats {
         batches: sum(Counter::Batches),
         publishes: sum(Counter::Publishes),
         stalls: sum(Counter::Stalls),
+        barriers: sum(Counter::Barriers),
+        discards: sum(Counter::Discards),
+        discard_bytes: sum(Counter::DiscardBytes),
+        held: sum(Counter::Held),
+        flush_failures: sum(Counter::FlushFailures),
         p50_ns: percentile(&histogram, 0.5),
         p99_ns: percentile(&histogram, 0.99),
     }

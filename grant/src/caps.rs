@@ -46,6 +46,7 @@ pub(crate) fn open_ring(entries: u32) -> io::Result<(IoUring, Caps)> {
         (opcode::ReadFixed::CODE, "READ_FIXED"),
         (opcode::Readv::CODE, "READV"),
         (opcode::Fsync::CODE, "FSYNC"),
+        (opcode::Fallocate::CODE, "FALLOCATE"),
         (opcode::PollAdd::CODE, "POLL_ADD"),
         (opcode::Timeout::CODE, "TIMEOUT"),
     ] {

@@ -11,6 +11,7 @@
 //! 3. whoever submits owns: [`uring`] keeps memory mapped while the kernel may touch it.
 
 pub mod arena;
+pub mod blockdev;
 pub mod caps;
 pub mod embedded;
 pub mod heap;

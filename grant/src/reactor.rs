@@ -165,6 +165,14 @@ impl<Q: Queue> Reactor<Q> {
         })
     }
 
+    /// Calls `act` with every queue.
+    pub fn each(&mut self, mut act: impl FnMut(&mut Q, &mut Core)) {
+        for entry in self.queues.iter_mut().flatten() {
+            entry.touched = true;
+            act(&mut entry.queue, &mut self.core);
+        }
+    }
+
     /// Runs until the control half ends it.
     pub fn run<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) {
         self.core.ring.poll(POLL_EVENTS, self.core.events.fd());

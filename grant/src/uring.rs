@@ -73,7 +73,16 @@ pub enum Operation {
     /// A read or write.
     Transfer(Transfer),
     /// `fdatasync`.
-    Flush,
+    Flush(FileSlot),
+    /// A hole is made in the file: its blocks are given back and read as zeros.
+    Punch {
+        /// The file.
+        file: FileSlot,
+        /// First byte.
+        at: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// A timeout.
     Timeout,
     /// The thread's own poll of a descriptor; the number says which.
@@ -96,8 +105,8 @@ pub struct Completion {
 pub enum Outcome {
     /// It is done.
     Done,
-    /// The rest must be submitted again: a short transfer, or EINTR/EAGAIN.
-    Again(Transfer),
+    /// This is left and must be submitted again: the rest of a short transfer, or the whole after EINTR or EAGAIN.
+    Again(Operation),
     /// It failed with this errno.
     Failed(i32),
 }
@@ -108,7 +117,9 @@ impl Completion {
     pub fn outcome(&self) -> Outcome {
         let again = self.result == -libc::EINTR || self.result == -libc::EAGAIN;
         match self.operation {
-            Operation::Transfer(transfer) if again => Outcome::Again(transfer),
+            operation @ (Operation::Transfer(_) | Operation::Flush(_) | Operation::Punch { .. }) if again => {
+                Outcome::Again(operation)
+            }
             _ if self.result < 0 && !(self.operation == Operation::Timeout && self.result == -libc::ETIME) => {
                 Outcome::Failed(-self.result)
             }
@@ -118,12 +129,12 @@ impl Completion {
                     Some(0) => Outcome::Done,
                     // Nothing moved and no error: the file is shorter than the disk says.
                     _ if moved == 0 => Outcome::Failed(libc::EIO),
-                    Some(rest) => Outcome::Again(Transfer {
+                    Some(rest) => Outcome::Again(Operation::Transfer(Transfer {
                         at: transfer.at + u64::from(moved),
                         start: transfer.start + moved,
                         len: rest,
                         ..transfer
-                    }),
+                    })),
                     None => Outcome::Failed(libc::EIO),
                 }
             }
@@ -356,7 +367,24 @@ impl Uring {
     /// Submits an `fdatasync` of the file.
     pub fn flush(&mut self, owner: Owner, file: FileSlot) {
         let entry = opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build();
-        self.push(owner, Operation::Flush, entry);
+        self.push(owner, Operation::Flush(file), entry);
+    }
+
+    /// Submits a `fallocate` that makes a hole of `len` bytes at `at` of the file, whose size stays.
+    pub fn punch(&mut self, owner: Owner, file: FileSlot, at: u64, len: u64) {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let entry = opcode::Fallocate::new(types::Fixed(file.0), len).offset(at).mode(mode).build();
+        self.push(owner, Operation::Punch { file, at, len }, entry);
+    }
+
+    /// Submits what [`Outcome::Again`] said is left; `spans` as in [`Uring::transfer`].
+    pub fn again(&mut self, owner: Owner, rest: Operation, spans: &[Span]) {
+        match rest {
+            Operation::Transfer(transfer) => self.transfer(owner, transfer, spans, u32::MAX),
+            Operation::Flush(file) => self.flush(owner, file),
+            Operation::Punch { file, at, len } => self.punch(owner, file, at, len),
+            Operation::Timeout | Operation::Poll(_) => debug_assert!(false, "not to be repeated"),
+        }
     }
 
     /// Completes after `delay`.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use blkback::config::{Connect, DiskParams, Negotiated, QueueKeys};
+use blkback::config::{Connect, DiskParams, Negotiated, OnError, QueueKeys};
 use blkback::device::{QueueParts, Report, ThreadParts, Worker, create_journal};
 use blkback::proto::{Abi, BlkifRequest64, BlkifRequestSegment, BlkifResponse64};
 use blkback::stats::{Stats, snapshot};
@@ -96,6 +96,16 @@ pub struct Shape {
     pub fault: Option<blkback::config::FaultParams>,
     /// Refuse writes.
     pub read_only: bool,
+    /// Offer discards.
+    pub discard: Option<blkback::config::Discard>,
+    /// Offer barriers.
+    pub barrier: bool,
+    /// What happens when the volume fails.
+    pub on_error: OnError,
+    /// A flush failed earlier.
+    pub flush_failed: bool,
+    /// The smallest piece that the medium takes.
+    pub unit: u32,
 }
 
 impl Default for Shape {
@@ -108,6 +118,11 @@ impl Default for Shape {
             max_persistent: 1056,
             fault: None,
             read_only: false,
+            discard: None,
+            barrier: false,
+            on_error: OnError::Report,
+            flush_failed: false,
+            unit: 512,
         }
     }
 }
@@ -150,7 +165,12 @@ impl Disk {
             },
             disk: DiskParams {
                 physical_sector_size: 4096,
+                logical_sector_size: shape.unit,
                 read_only: shape.read_only,
+                discard: shape.discard,
+                barrier: shape.barrier,
+                on_error: shape.on_error,
+                flush_failed: shape.flush_failed,
                 fault: shape.fault,
                 ..DiskParams::plain(volume.metadata().unwrap().len() / 512)
             },

@@ -57,6 +57,14 @@ fn gntdev_is_what_the_header_says() {
 }
 
 #[test]
+fn discards_of_block_devices_are_what_the_header_says() {
+    let mut probe = Probe::new(Layout::Native, &["linux/fs.h"]);
+    probe.value("BLKDISCARD", grant::blockdev::BLKDISCARD);
+    probe.value("BLKSECDISCARD", grant::blockdev::BLKSECDISCARD);
+    probe.check();
+}
+
+#[test]
 fn gntalloc_is_what_the_header_says() {
     let mut probe = Probe::new(Layout::Native, &DEVICES);
     probe.value("IOCTL_GNTALLOC_ALLOC_GREF", abi::GNTALLOC_ALLOC_GREF);
@@ -127,6 +135,7 @@ fn blkif_constants_are_what_the_header_says() {
     probe.value("BLKIF_OP_FLUSH_DISKCACHE", proto::BLKIF_OP_FLUSH_DISKCACHE);
     probe.value("BLKIF_OP_DISCARD", proto::BLKIF_OP_DISCARD);
     probe.value("BLKIF_OP_INDIRECT", proto::BLKIF_OP_INDIRECT);
+    probe.value("BLKIF_DISCARD_SECURE", proto::BLKIF_DISCARD_SECURE);
     probe.value("BLKIF_RSP_OKAY", proto::BLKIF_RSP_OKAY);
     probe.value("BLKIF_RSP_ERROR", proto::BLKIF_RSP_ERROR);
     probe.value("BLKIF_RSP_EOPNOTSUPP", proto::BLKIF_RSP_EOPNOTSUPP);

@@ -27,7 +27,8 @@ impl Fault {
 
     fn begin(&mut self, job: &mut Job, io: &mut Io<'_>) {
         job.outer_step = 0;
-        if self.params.fail.is_some_and(|byte| Fault::touches(job, byte)) {
+        let fails = self.params.fail.is_some_and(|byte| Fault::touches(job, byte));
+        if fails || (self.params.fail_flush && job.operation == Operation::Flush) {
             return io.finish(Err(5));
         }
         self.inner.start(job, io);
@@ -37,8 +38,8 @@ impl Fault {
     /// The inner disk has had its say; a read that succeeded may still be spoilt.
     fn end(&mut self, job: &Job, io: &mut Io<'_>) {
         let flip = self.params.flip.filter(|&byte| Fault::touches(job, byte));
-        if let (Some(byte), Some(0), Operation::Read) = (flip, io.finished, job.operation) {
-            io.flip((byte - job.at) as u32);
+        if let (Some(byte), Some(Ok(())), Operation::Read) = (flip, io.finished, job.operation) {
+            io.flip((byte - job.at) as u32 + u32::from(job.edges.head));
         }
     }
 

@@ -4,21 +4,22 @@
 //! `finish` once. After a crash and its fence a job starts again at [`Disk::start`]: whatever a disk did for it before
 //! must be repeatable or recorded by the disk itself.
 
+mod erase;
 mod fault;
 mod null;
 mod raw;
 
 use std::time::{Duration, Instant};
 
-use grant::memory::Span;
+use grant::memory::{RegionId, Span};
 use grant::uring::{Direction, FileSlot, MemoryId, Owner, Transfer, Uring};
 
+pub use erase::{Erased, Eraser};
 pub use fault::Fault;
 pub use null::Null;
 pub use raw::Raw;
 
-use crate::config::{DiskKind, DiskParams};
-use crate::proto::{BLKIF_RSP_ERROR, BLKIF_RSP_OKAY};
+use crate::config::{Discard, DiskKind, DiskParams};
 use crate::request::Operation;
 
 /// A validated request on its way through a disk.
@@ -30,12 +31,57 @@ pub struct Job {
     pub operation: Operation,
     /// First byte on the disk; the range lies on the disk.
     pub at: u64,
-    /// Bytes of data, 0 for a plain flush.
+    /// Bytes of data, 0 for a plain flush and for a discard.
     pub len: u32,
+    /// How the data lies in whole sectors of the medium.
+    pub edges: Edges,
     /// How far the disk has come with it; 0 at the start. The disk's own.
     pub step: u32,
     /// The same for a disk that wraps another one.
     pub outer_step: u32,
+}
+
+impl Job {
+    /// No job: what tables are filled with.
+    pub const NONE: Job = Job {
+        slot: 0,
+        operation: Operation::Read,
+        at: 0,
+        len: 0,
+        edges: Edges { head: 0, tail: 0 },
+        step: 0,
+        outer_step: 0,
+    };
+
+    /// It changes what is on the disk.
+    pub fn writes(&self) -> bool {
+        !matches!(self.operation, Operation::Read)
+    }
+}
+
+/// A request that does not begin and end on sectors of the medium (512e): how far it misses them. Its memory begins
+/// `head` bytes before its data and ends `tail` bytes after it; a write has room for the two sectors at its ends after
+/// that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Edges {
+    /// Bytes between the sector's begin and the request's, below 4096.
+    pub head: u16,
+    /// Bytes between the request's end and the sector's, below 4096.
+    pub tail: u16,
+}
+
+impl Edges {
+    /// Of a range on a medium with sectors of `unit` bytes, a power of two.
+    pub fn of(at: u64, len: u32, unit: u32) -> Edges {
+        let unit = u64::from(unit);
+        let (head, end) = (at % unit, (at + u64::from(len)) % unit);
+        Edges { head: head as u16, tail: if end == 0 { 0 } else { (unit - end) as u16 } }
+    }
+
+    /// It begins and ends on sectors.
+    pub fn is_none(self) -> bool {
+        self == Edges::default()
+    }
 }
 
 /// How an operation that a disk asked for has ended; a transfer is complete or failed, never short.
@@ -46,8 +92,12 @@ pub type Ended = Result<(), i32>;
 pub struct DiskLimits {
     /// Size in 512-byte sectors.
     pub sectors: u64,
+    /// The smallest piece that the medium takes, bytes: 512 or 4096.
+    pub unit: u32,
     /// Takes flushes.
     pub flush: bool,
+    /// Takes discards.
+    pub discard: Option<Discard>,
     /// Refuses writes.
     pub read_only: bool,
     /// Most operations one job has in flight at a time.
@@ -70,10 +120,10 @@ pub trait Disk: Send {
     fn limits(&self) -> DiskLimits;
 }
 
-/// The disk a description asks for; `file` is the volume in the ring's table.
-pub fn open(params: &DiskParams, file: Option<FileSlot>) -> Option<Box<dyn Disk>> {
+/// The disk a description asks for; `file` is the volume in the ring's table. `eraser` discards on block devices.
+pub fn open(params: &DiskParams, file: Option<FileSlot>, eraser: Option<Eraser>) -> Option<Box<dyn Disk>> {
     let disk: Box<dyn Disk> = match (params.kind, file) {
-        (DiskKind::Raw, Some(file)) => Box::new(Raw::new(file, params.sectors, params.read_only)),
+        (DiskKind::Raw, Some(file)) => Box::new(Raw::new(file, params, eraser)),
         (DiskKind::Raw, None) => return None,
         (DiskKind::Null, _) => Box::new(Null::new(params.sectors, params.read_only)),
     };
@@ -89,7 +139,7 @@ pub struct Io<'a> {
     pub(crate) memory: MemoryId,
     pub(crate) spans: &'a [Span],
     pub(crate) pending: &'a mut u16,
-    pub(crate) finished: Option<i16>,
+    pub(crate) finished: Option<Ended>,
     pub(crate) most: u32,
 }
 
@@ -116,6 +166,18 @@ impl Io<'_> {
         self.ring.flush(self.owner(job), file);
     }
 
+    /// Makes a hole of `len` bytes at `at` of the file.
+    pub fn punch(&mut self, job: &Job, file: FileSlot, at: u64, len: u64) {
+        *self.pending += 1;
+        self.ring.punch(self.owner(job), file, at, len);
+    }
+
+    /// Has a block device discard `len` bytes at `at`.
+    pub fn erase(&mut self, job: &Job, eraser: &Eraser, at: u64, len: u64, secure: bool) {
+        *self.pending += 1;
+        eraser.erase(job.slot, at, len, secure);
+    }
+
     /// Comes back after `delay`.
     pub fn timeout(&mut self, job: &Job, delay: Duration) {
         *self.pending += 1;
@@ -131,29 +193,41 @@ impl Io<'_> {
         }
     }
 
-    /// Flips the lowest bit of byte `index` of the job's memory.
-    pub fn flip(&mut self, index: u32) {
+    /// Copies `len` bytes of the job's memory from byte `from` to byte `to`; neither crosses a span.
+    pub fn copy(&mut self, from: u32, to: u32, len: u32) {
+        if len == 0 {
+            return;
+        }
+        if let (Some(from), Some(to)) = (self.place(from), self.place(to)) {
+            self.ring.memory(self.memory).copy(to, from, len as usize);
+        }
+    }
+
+    /// Where byte `index` of the job's memory is.
+    fn place(&self, index: u32) -> Option<(RegionId, usize)> {
         let mut skip = index;
         for span in self.spans {
-            if skip >= span.len {
-                skip -= span.len;
-                continue;
+            if skip < span.len {
+                return Some((span.region, (span.offset + skip) as usize));
             }
-            if let Some(pages) = self.ring.memory(self.memory).pages(span.region) {
-                let at = (span.offset + skip) as usize;
-                pages.store(at, &(pages.load::<u8>(at) ^ 1));
-            }
-            return;
+            skip -= span.len;
+        }
+        None
+    }
+
+    /// Flips the lowest bit of byte `index` of the job's memory.
+    pub fn flip(&mut self, index: u32) {
+        if let Some((region, at)) = self.place(index)
+            && let Some(pages) = self.ring.memory(self.memory).pages(region)
+        {
+            pages.store(at, &(pages.load::<u8>(at) ^ 1));
         }
     }
 
     /// Ends the job. What it has in flight is waited for.
     pub fn finish(&mut self, ended: Ended) {
         debug_assert!(self.finished.is_none(), "a job ends once");
-        self.finished = Some(match ended {
-            Ok(()) => BLKIF_RSP_OKAY,
-            Err(_) => BLKIF_RSP_ERROR,
-        });
+        self.finished = Some(ended);
     }
 
     /// From now on no single transfer moves more than `bytes`.

@@ -30,6 +30,13 @@ impl Disk for Null {
     }
 
     fn limits(&self) -> DiskLimits {
-        DiskLimits { sectors: self.sectors, flush: !self.read_only, read_only: self.read_only, operations: 1 }
+        DiskLimits {
+            sectors: self.sectors,
+            unit: 512,
+            flush: !self.read_only,
+            discard: None,
+            read_only: self.read_only,
+            operations: 1,
+        }
     }
 }

@@ -39,6 +39,9 @@ impl Supervisor {
         let (Report::Connected { devid, .. }
         | Report::Failed { devid, .. }
         | Report::Broken { devid, .. }
+        | Report::Holding { devid, .. }
+        | Report::Resumed { devid }
+        | Report::FlushFailed { devid }
         | Report::Closed { devid }) = report;
         let name = Name { guest, devid };
         let Some(device) = self.devices.get_mut(&name).filter(|device| device.worker == Some(id)) else {
@@ -59,6 +62,18 @@ impl Supervisor {
             Report::Broken { reason, .. } if device.service != Service::None => {
                 device.refuse(format!("the guest broke the protocol: {reason}"));
                 self.say(name, &format!("the guest broke the protocol and is disconnected: {reason}"));
+            }
+            Report::Holding { reason, .. } if device.service == Service::Connected => {
+                device.reason = format!("the guest waits for its volume: {reason}");
+                self.say(name, &format!("the volume fails and the guest waits: {reason}"));
+            }
+            Report::Resumed { .. } if device.service == Service::Connected => {
+                device.reason.clear();
+                self.say(name, "the volume is well again");
+            }
+            Report::FlushFailed { .. } if device.service == Service::Connected => {
+                device.reason = "a flush failed: none succeeds from now on".into();
+                self.say(name, "a flush failed: none succeeds from now on");
             }
             Report::Closed { .. } if device.service == Service::Draining => {
                 device.service = Service::None;
