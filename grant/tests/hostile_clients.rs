@@ -4,12 +4,13 @@ mod world;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use grant::embedded::{self, GuestMemory};
-use grant::{Access, DomId, GrantRef, Grants, PAGE_SIZE};
+use grant::embedded::{self, GuestMemory, Ports};
+use grant::{Access, DomId, EventChannel, GrantRef, Grants, PAGE_SIZE};
 use rustix::fs::{MemfdFlags, SealFlags};
-use world::raw::{Answer, BIND, MAP, MEMORY, REGISTER, UNMAP, USAGE, alive, ask, bytes, control, send};
-use world::{World, errno};
+use world::raw::{ALLOC_UNBOUND, Answer, BIND, MAP, MEMORY, REGISTER, UNMAP, USAGE, alive, ask, bytes, control, send};
+use world::{World, errno, raw};
 
 #[test]
 fn malformed_messages_are_hung_up_on() {
@@ -27,7 +28,7 @@ fn malformed_messages_are_hung_up_on() {
         ("short header", vec![1, 2, 3]),
         ("one byte", vec![0]),
         ("unknown operation", bytes(&[99, 0, 0, 0])),
-        ("operation of the other socket", bytes(&[REGISTER, 0, 1, 0])),
+        ("operation of the other socket", bytes(&[REGISTER, 0, 2, 0])),
         ("no reference", map(&[])),
         ("257 references", map(&[8; 257])),
         ("half a reference", ragged),
@@ -64,7 +65,7 @@ fn nonsense_in_well_formed_messages_is_an_error_and_nothing_more() {
     let control = control(&world);
     let usage = bytes(&[USAGE, 4000, 0, 0]);
     assert_eq!(ask(&control, &usage, &[]), Answer::Errno(libc::ESRCH as u32));
-    let version = bytes(&[REGISTER, 0, 2, 0]);
+    let version = bytes(&[REGISTER, 0, 1, 0]);
     assert_eq!(ask(&control, &version, &[]), Answer::Errno(libc::EPROTONOSUPPORT as u32));
     alive(&world);
 }
@@ -113,7 +114,7 @@ fn memory_that_can_change_its_size_is_refused() {
     ];
     for (what, fd) in cases {
         let control = control(&world);
-        let mut message = bytes(&[REGISTER, 0, 1, 0]);
+        let mut message = bytes(&[REGISTER, 0, 2, 0]);
         message.extend(b"victim");
         let answer = ask(&control, &message, &[fd.as_fd()]);
         assert_eq!(answer, Answer::Errno(libc::EBADF as u32), "{what}");
@@ -202,4 +203,67 @@ fn entries_that_change_all_the_time_upset_nobody() {
     });
     assert_eq!(world.usage(guest.domid).expect("alive").active_grants, 0);
     alive(&world);
+}
+
+/// Case T20 of the security reference: flags and counters belong to whoever holds the descriptor, so no end may hold
+/// one that the other end writes.
+#[test]
+fn t20_nothing_that_a_peer_does_to_its_descriptors_makes_us_wait() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let (guest, _memory) = world.guest(8);
+    let socket = embedded::connect(world.dir(), guest.domid).expect("connected");
+    let (front, wait, notify) = raw::port(&socket, ALLOC_UNBOUND, vm.domid, 0);
+    let mut ours = world.ports(vm.domid);
+    let back = ours.bind(guest.domid, front).expect("bound");
+    let domid = guest.domid;
+    let (told, done) = std::sync::mpsc::channel();
+    let dir = world.dir().to_owned();
+    for fd in [&wait, &notify] {
+        rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::empty()).expect("made blocking");
+        // Full, if there is a counter in it: one more is one too many. It stands at one.
+        let _ = rustix::io::write(fd, &(u64::MAX - 2).to_ne_bytes());
+    }
+    let peer = std::thread::spawn(move || {
+        let mut ports = Vec::new();
+        for _ in 0..100 {
+            ours.notify(back).expect("notified");
+            ours.pending(&mut ports).expect("asked");
+            ours.unmask(&ports).expect("unmasked");
+        }
+        // The host has to touch the channel as well when somebody binds to it again.
+        drop(ours);
+        let mut again = Ports::new(embedded::connect(&dir, vm.domid).expect("connected")).expect("ports");
+        let back = again.bind(domid, front).expect("bound again");
+        again.notify(back).expect("notified");
+        told.send(()).expect("heard");
+    });
+    done.recv_timeout(Duration::from_secs(20)).expect("somebody waits for a hostile peer");
+    peer.join().expect("no panic");
+    alive(&world);
+}
+
+/// What a peer reads out of its eventfd it takes from itself; what it writes afterwards is seen.
+#[test]
+fn t20_a_counter_that_is_drained_or_full_loses_no_later_event() {
+    let world = World::new();
+    let vm = world.service_vm();
+    let (guest, _memory) = world.guest(8);
+    let socket = embedded::connect(world.dir(), guest.domid).expect("connected");
+    let (front, _wait, notify) = raw::port(&socket, ALLOC_UNBOUND, vm.domid, 0);
+    let mut ours = world.ports(vm.domid);
+    let back = ours.bind(guest.domid, front).expect("bound");
+    let mut ports = Vec::new();
+    ours.pending(&mut ports).expect("asked");
+    assert_eq!(std::mem::take(&mut ports), [back], "once, for being bound");
+    ours.unmask(&[back]).expect("unmasked");
+    for count in [1, u64::MAX - 1, 1, 7] {
+        rustix::io::read(&notify, &mut [0; 8]).expect("drained");
+        rustix::io::write(&notify, &count.to_ne_bytes()).expect("written");
+        ours.pending(&mut ports).expect("asked");
+        assert_eq!(std::mem::take(&mut ports), [back], "{count}");
+        ours.unmask(&[back]).expect("unmasked");
+        ours.pending(&mut ports).expect("asked");
+        assert_eq!(ports, [], "an event is an event, whatever the counter says");
+    }
 }

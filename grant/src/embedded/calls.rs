@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::SendFlags;
 use zerocopy::IntoBytes;
@@ -15,28 +15,31 @@ use crate::{DomId, GrantRef, MAX_MAP};
 pub(super) struct Outgoing<'a> {
     reply: Reply,
     pub words: &'a [u32],
-    fds: [Option<BorrowedFd<'a>>; wire::MAX_FDS],
+    /// Of an event channel: goes first.
+    wait: Option<OwnedFd>,
+    fd: Option<BorrowedFd<'a>>,
 }
 
 impl Outgoing<'_> {
     pub fn plain(value: u32, extra: u32) -> Outgoing<'static> {
-        Outgoing { reply: Reply { value, extra, ..Reply::default() }, words: &[], fds: [None, None] }
+        Outgoing { reply: Reply { value, extra, ..Reply::default() }, words: &[], wait: None, fd: None }
     }
 
     pub fn refusal(error: &io::Error) -> Outgoing<'static> {
         let errno = error.raw_os_error().unwrap_or(libc::EIO) as u32;
-        Outgoing { reply: Reply { errno, ..Reply::default() }, words: &[], fds: [None, None] }
+        Outgoing { reply: Reply { errno, ..Reply::default() }, words: &[], wait: None, fd: None }
     }
 
     fn port(ends: Ends<'_>) -> Outgoing<'_> {
         let reply = Reply { value: ends.port, ..Reply::default() };
-        Outgoing { reply, words: &[], fds: [Some(ends.wait), Some(ends.notify)] }
+        Outgoing { reply, words: &[], wait: Some(ends.wait), fd: Some(ends.notify) }
     }
 
     /// Never waits: a client that lets its answers pile up is not served any more.
     pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let mut fds = Vec::with_capacity(wire::MAX_FDS);
-        fds.extend(self.fds.iter().flatten());
+        fds.extend(self.wait.as_ref().map(AsFd::as_fd));
+        fds.extend(self.fd);
         wire::send(socket, self.reply.as_bytes(), self.words.as_bytes(), &fds, SendFlags::DONTWAIT)
     }
 }
@@ -65,7 +68,7 @@ impl Caller<'_> {
             wire::MEMORY => {
                 let (memory, frames) = registry.memory(domain_id(request.domid)?)?;
                 let mut outgoing = Outgoing::plain(frames, domid.0.into());
-                outgoing.fds[0] = Some(memory);
+                outgoing.fd = Some(memory);
                 outgoing
             }
             wire::MAP => {

@@ -1,7 +1,10 @@
-//! The embedded evtchn: one epoll descriptor stands for `/dev/xen/evtchn`, each port is an eventfd in it.
+//! The embedded evtchn: one epoll descriptor stands for `/dev/xen/evtchn`, each port is a bell in it.
 //!
 //! `EPOLLONESHOT` gives the device's rule: a port that was reported stays silent until it is unmasked, and reports
 //! again at once if it was notified meanwhile.
+//!
+//! No peer can make us wait: the eventfd that we write is ours and the host's alone, and what a peer writes is only
+//! looked at, through an epoll descriptor (the bell) that is ours alone.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,11 +26,28 @@ pub struct Ports {
 }
 
 struct Channel {
+    /// An epoll descriptor with the peer's eventfd in it, edge-triggered.
     wait: OwnedFd,
+    /// An eventfd that nobody reads: each write is an edge.
     notify: OwnedFd,
 }
 
 const ARMED: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
+
+/// Takes what is pending of an epoll descriptor; never waits.
+fn ready<'a>(epoll: &OwnedFd, events: &'a mut [MaybeUninit<epoll::Event>]) -> io::Result<&'a mut [epoll::Event]> {
+    const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match epoll::wait(epoll, events, Some(&NOW)) {
+        Ok((events, _)) => Ok(events),
+        Err(Errno::INTR) => Ok(&mut []),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes the event of a bell: it is silent until the next one.
+pub(super) fn hush(bell: &OwnedFd) -> io::Result<()> {
+    ready(bell, &mut [MaybeUninit::uninit()]).map(drop)
+}
 
 impl Ports {
     /// Uses a connection (see [`super::connect`]); its ports close when it does.
@@ -90,7 +110,6 @@ impl EventChannel for Ports {
     }
 
     fn notify(&mut self, port: Port) -> io::Result<()> {
-        // A full counter is as pending as can be.
         match rustix::io::write(&self.channel(port)?.notify, &1u64.to_ne_bytes()) {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(error) => Err(error.into()),
@@ -98,21 +117,12 @@ impl EventChannel for Ports {
     }
 
     fn pending(&mut self, ports: &mut Vec<Port>) -> io::Result<()> {
-        const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); MAX_PENDING];
-        let events = match epoll::wait(&self.epoll, &mut events, Some(&NOW)) {
-            Ok((events, _)) => events,
-            Err(Errno::INTR) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        for event in events {
+        for event in ready(&self.epoll, &mut events)? {
             let port = Port(event.data.u64() as u32);
             // What is notified from here on counts for after the unmask.
-            let mut count = [0; 8];
-            match rustix::io::read(&self.channel(port)?.wait, &mut count) {
-                Ok(_) | Err(Errno::AGAIN) => ports.push(port),
-                Err(error) => return Err(error.into()),
-            }
+            hush(&self.channel(port)?.wait)?;
+            ports.push(port);
         }
         Ok(())
     }

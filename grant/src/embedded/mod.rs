@@ -6,16 +6,16 @@
 //! | a domain | a name registered at `DIR/host`; it lives as long as that connection ([`register`]) |
 //! | its memory | a sealed memfd with a version 1 grant table in its first pages ([`GuestMemory`]) |
 //! | gntdev | a connection to `DIR/domains/DOMID/hypervisor`; mapping pins entries there ([`Foreign`]) |
-//! | evtchn | another such connection; the host makes a pair of eventfds per channel ([`Ports`]) |
+//! | evtchn | another such connection; the host makes a pair of eventfds per channel, one for each side to write ([`Ports`]) |
 //! | the hypervisor | [`Host`], one thread that trusts no client |
 //!
 //! What this world cannot model, so that nobody reads more into a number or a passed test than there is:
 //! - **Cost.** No hypercalls, no TLB flushes, no IPIs: mapping is cheap here and dear on Xen. Operations are counted
 //!   as Xen would see them ([`crate::GrantCounts`]), times are not comparable.
 //! - **Walls.** Whoever maps one page of a guest holds the descriptor of all its memory, and could map the rest or
-//!   write through a read-only grant; the code here never does. A peer that closed its port keeps its eventfd
-//!   until it drops it, and one that makes a shared eventfd blocking can stall whoever notifies it. Connections are told apart by the socket they were made on, so the host's directory is
-//!   the only secret.
+//!   write through a read-only grant; the code here never does. A peer that closed its port keeps the eventfd
+//!   it notifies with until it drops it. Connections are told apart by the socket they were made on, so the host's
+//!   directory is the only secret.
 //! - **Pins of the kernel.** A process that dies with I/O in flight loses its pins at once, although the kernel may
 //!   still write to the pages; on Xen (PVH) such grants stay busy until the I/O has ended. The fence covers both.
 //! - **A copy in flight** does not mark the grant as busy, and a guest may end it meanwhile; Xen has it busy for the

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
+use rustix::event::epoll::{self, EventData, EventFlags};
 
+use super::evtchn::hush;
 use super::frames;
 use super::table::{Table, table_frames};
 use crate::{DomId, GrantRef, GrantStatus};
@@ -59,6 +61,9 @@ pub(super) struct Mapped {
 
 /// The two eventfds of a channel. They stay the same for as long as one of its ends is open, so that an end can be
 /// bound again without telling the other.
+///
+/// Whoever holds an eventfd can fill its counter and make it blocking for all who hold it. So an eventfd is given to
+/// the end that writes it and to nobody else; the end that it wakes gets a [`bell`]. The host never writes one either.
 struct Wires {
     /// Wakes the end that was allocated unbound.
     first: OwnedFd,
@@ -71,7 +76,7 @@ pub(super) struct Ends<'a> {
     /// Our port.
     pub port: u32,
     /// Readable when it is pending.
-    pub wait: BorrowedFd<'a>,
+    pub wait: OwnedFd,
     /// Written to notify the peer.
     pub notify: BorrowedFd<'a>,
 }
@@ -223,13 +228,17 @@ impl Registry {
 
     /// Makes a port of `domid` that `peer` may bind to.
     pub fn alloc_unbound(&mut self, domid: DomId, peer: DomId, owner: Owner) -> io::Result<Ends<'_>> {
-        let eventfd = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        // Never read, and never zero: a bell that is made from it is pending once.
+        let eventfd = || rustix::event::eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wires = Arc::new(Wires { first: eventfd()?, second: eventfd()? });
+        let wait = bell(&wires.first)?;
+        hush(&wait)?;
         let channel = Channel { wires, first: true, owner, state: State::Unbound { peer } };
-        self.living(domid)?.open(channel)
+        self.living(domid)?.open(channel, wait)
     }
 
-    /// Binds a new port of `domid` to port `remote` of `peer`, which was made or left unbound for `domid`.
+    /// Binds a new port of `domid` to port `remote` of `peer`, which was made or left unbound for `domid`. It is
+    /// pending once: whatever was sent before there was a port to receive it must not be missed.
     ///
     /// # Errors
     /// `EINVAL` when `remote` is not for us.
@@ -239,16 +248,13 @@ impl Registry {
             return Err(errno(libc::EINVAL));
         }
         let (wires, first) = (Arc::clone(&theirs.wires), !theirs.first);
+        let wait = bell(if first { &wires.first } else { &wires.second })?;
         let state = State::Bound { peer, port: remote };
-        let port = self.living(domid)?.open(Channel { wires, first, owner, state })?.port;
+        let port = self.living(domid)?.place()?;
         if let Some(theirs) = self.living(peer)?.channel(remote) {
             theirs.state = State::Bound { peer: domid, port };
         }
-        let channel = self.living(domid)?.channel(port).ok_or_else(|| errno(libc::EINVAL))?;
-        let ends = channel.ends(port);
-        // Pending once: whatever was sent before there was a port to receive it must not be missed.
-        signal(ends.wait)?;
-        Ok(ends)
+        self.living(domid)?.open(Channel { wires, first, owner, state }, wait)
     }
 
     /// Closes port `port` of `domid` for the connection that made it.
@@ -296,12 +302,12 @@ fn index(port: u32) -> Option<usize> {
     port.checked_sub(1).map(|index| index as usize)
 }
 
-/// Adds one to an eventfd; a counter that is full is as pending as can be.
-fn signal(fd: BorrowedFd<'_>) -> io::Result<()> {
-    match rustix::io::write(fd, &1u64.to_ne_bytes()) {
-        Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+/// What stands for an eventfd at the end that it wakes: readable after each write to it, until it is hushed, whatever
+/// its counter says. Nothing can be done to the eventfd through it.
+fn bell(eventfd: &OwnedFd) -> io::Result<OwnedFd> {
+    let bell = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&bell, eventfd, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?;
+    Ok(bell)
 }
 
 impl DomainState {
@@ -341,26 +347,27 @@ impl DomainState {
         index(port).and_then(|index| self.ports.get_mut(index)).and_then(Option::as_mut)
     }
 
+    /// The lowest free port.
+    fn place(&self) -> io::Result<u32> {
+        let free = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len()) as u32;
+        if free < MAX_PORTS { Ok(free + 1) } else { Err(errno(libc::ENOSPC)) }
+    }
+
     /// Puts a channel at the lowest free port.
-    fn open(&mut self, channel: Channel) -> io::Result<Ends<'_>> {
-        let free = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
-        let port = free as u32 + 1;
-        if port > MAX_PORTS {
-            return Err(errno(libc::ENOSPC));
-        }
+    fn open(&mut self, channel: Channel, wait: OwnedFd) -> io::Result<Ends<'_>> {
+        let port = self.place()?;
+        let free = port as usize - 1;
         if free == self.ports.len() {
             self.ports.push(None);
         }
-        Ok(self.ports[free].insert(channel).ends(port))
+        let notify = self.ports[free].insert(channel).notifies();
+        Ok(Ends { port, wait, notify })
     }
 }
 
 impl Channel {
-    fn ends(&self, port: u32) -> Ends<'_> {
-        let (wait, notify) = match self.first {
-            true => (&self.wires.first, &self.wires.second),
-            false => (&self.wires.second, &self.wires.first),
-        };
-        Ends { port, wait: wait.as_fd(), notify: notify.as_fd() }
+    /// What this end writes.
+    fn notifies(&self) -> BorrowedFd<'_> {
+        if self.first { self.wires.second.as_fd() } else { self.wires.first.as_fd() }
     }
 }

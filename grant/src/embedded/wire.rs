@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::MAX_MAP;
 
 /// Sent with [`REGISTER`]: a host and a client of different builds find out there.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// `DIR/host`: name in the body, memory as descriptor. Answer: the domid.
 pub(super) const REGISTER: u32 = 1;
@@ -29,7 +29,8 @@ pub(super) const MEMORY: u32 = 16;
 pub(super) const MAP: u32 = 17;
 /// Drops the pins of handle `value`.
 pub(super) const UNMAP: u32 = 18;
-/// Binds to port `value` of `domid`. Answer: our port, and two descriptors: to wait on, to notify with.
+/// Binds to port `value` of `domid`. Answer: our port, and two descriptors: an epoll to wait on, an eventfd to
+/// notify with.
 pub(super) const BIND: u32 = 19;
 /// Makes a port that `domid` may bind to. Answer: as [`BIND`].
 pub(super) const ALLOC_UNBOUND: u32 = 20;

@@ -6,10 +6,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use grant::embedded::{self, GuestMemory};
-use grant::{Access, GrantAccess, Grants, PAGE_SIZE};
+use grant::{Access, DomId, GrantAccess, Grants, PAGE_SIZE, Port};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use super::World;
@@ -20,6 +20,7 @@ pub const MEMORY: u32 = 16;
 pub const MAP: u32 = 17;
 pub const UNMAP: u32 = 18;
 pub const BIND: u32 = 19;
+pub const ALLOC_UNBOUND: u32 = 20;
 
 /// What came back: the errno (0 for success), or nothing because the host hung up.
 #[derive(Debug, PartialEq)]
@@ -79,4 +80,20 @@ pub fn alive(world: &World) {
     let mut foreign = world.foreign(guest.domid, guest.domid);
     drop(foreign.map(&granted.refs, Access::ReadWrite).expect("mapped"));
     memory.end(granted).expect("not mapped");
+}
+
+/// A port, and the two descriptors that come with it: to wait on, to notify with.
+pub fn port(socket: &OwnedFd, op: u32, peer: DomId, value: u32) -> (Port, OwnedFd, OwnedFd) {
+    send(socket, &bytes(&[op, peer.0.into(), value, 0]), &[]).expect("sent");
+    let mut words = [0; 16];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut vectors = [IoSliceMut::new(&mut words)];
+    rustix::net::recvmsg(socket, &mut vectors, &mut control, RecvFlags::CMSG_CLOEXEC).expect("an answer");
+    let fds = control.drain().flat_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(rights) => rights.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    let [wait, notify] = fds.collect::<Vec<_>>().try_into().expect("two descriptors");
+    (Port(u32::from_ne_bytes(words[4..8].try_into().expect("a word"))), wait, notify)
 }
