@@ -104,7 +104,9 @@ fn strace_counts_the_same() {
     let thread: Vec<&str> = trace.lines().filter(|line| line.contains("<queues-0>")).collect();
     let seen = |call: &str| thread.iter().filter(|line| line.contains(call)).count();
     let resumed = seen("resumed>") as f64;
-    let calls = thread.len() as f64 - resumed;
+    // The embedded device takes an event in two steps where the real one has a read: a second wait, for one event.
+    let second_steps = seen("], 1, ") as f64;
+    let calls = thread.len() as f64 - resumed - second_steps;
     let writes = (seen(" write(")) as f64;
     let within = |ours: f64, theirs: f64| (ours - theirs).abs() <= theirs * 0.01 + 5.0;
     println!(
