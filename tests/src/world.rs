@@ -3,17 +3,19 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use blkback::config::{Connect, DiskParams, Negotiated, OnError, QueueKeys};
 use blkback::device::{QueueParts, Report, ThreadParts, Worker, create_journal};
-use blkback::proto::{Abi, BlkifRequest64, BlkifRequestSegment, BlkifResponse64};
+use blkback::proto::{BlkifRequest64, BlkifRequestSegment, BlkifResponse64};
 use blkback::stats::{Stats, snapshot};
+use frontend::blkfront::Options;
+use frontend::hostile::Queue;
 use grant::embedded::{self, Domain, Foreign, GuestMemory, Host, Lifecycle, Ports, Stop};
 use grant::meter::Meter;
-use grant::ring::FrontRing;
-use grant::{Access, DomId, EventChannel, GrantAccess, Granted, Port};
+use grant::{DomId, EventChannel, Grants, Port};
 use rustix::event::{PollFd, PollFlags, poll};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -56,6 +58,12 @@ impl World {
     /// Grants of the guest's that the backend has mapped.
     pub fn active_grants(&self) -> u32 {
         embedded::usage(self.dir.path(), self.guest.domid).unwrap().active_grants
+    }
+
+    /// One more guest, with 16 MiB.
+    pub fn another_guest(&self, name: &str) -> (Domain, GuestMemory) {
+        let memory = GuestMemory::new(16 << 20).unwrap();
+        (embedded::register(self.dir.path(), name, Some(&memory)).unwrap(), memory)
     }
 
     /// Event channels of domain `domid`.
@@ -106,6 +114,10 @@ pub struct Shape {
     pub flush_failed: bool,
     /// The smallest piece that the medium takes.
     pub unit: u32,
+    /// Size in sectors, where it is not the volume's.
+    pub sectors: Option<u64>,
+    /// Where the ring's indexes start.
+    pub first_index: u32,
 }
 
 impl Default for Shape {
@@ -123,45 +135,114 @@ impl Default for Shape {
             on_error: OnError::Report,
             flush_failed: false,
             unit: 512,
+            sectors: None,
+            first_index: 0,
         }
     }
 }
 
-/// A disk of one queue, served by a real worker, with the guest's end in hand.
+/// A disk of one queue, served by a real worker of its own, with the guest's end in hand.
 pub struct Disk {
     /// The backend.
     pub worker: Worker,
-    /// The guest's half of the ring.
-    pub ring: FrontRing,
-    /// The ring's pages.
-    pub ring_grant: Granted,
-    events: Ports,
-    port: Port,
-    meter: Meter,
-    /// Which path the worker reported.
-    pub path: String,
     /// Read end of the worker's fence.
     pub fence: OwnedFd,
+    /// The guest's end.
+    pub lane: Lane,
+}
+
+/// The guest's end of a disk of one queue; [`Queue`] is its ring.
+pub struct Lane {
+    /// Device number.
+    pub devid: u32,
+    /// The ring.
+    pub queue: Queue,
+    /// Which path the worker reported.
+    pub path: String,
+    meter: Meter,
+}
+
+/// A worker of one thread for `guest`, and the read end of its fence.
+pub fn start_worker(guest: DomId, events: Box<dyn EventChannel>) -> (Worker, OwnedFd) {
+    let (fence, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let threads = vec![ThreadParts { events, fence: write_end }];
+    (Worker::start(guest, threads).unwrap(), fence)
 }
 
 impl Disk {
     /// Connects a disk over `volume`.
     pub fn connect(world: &mut World, volume: &File, shape: Shape) -> Disk {
-        let (guest, service) = (world.guest.domid, world.service.domid);
-        let pages = 1usize << shape.ring_order;
-        let ring_grant = world.memory.grant(service, pages, Access::ReadWrite).unwrap();
-        let ring = FrontRing::new(ring_grant.memory.pages(), size_of::<BlkifRequest64>());
-        let mut events = world.ports(guest);
-        let port = events.alloc_unbound(service).unwrap();
-        let keys = QueueKeys { ring_refs: ring_grant.refs.iter().map(|gref| gref.0).collect(), event_channel: port.0 };
+        Disk::connect_as(world, (world.guest.domid, world.memory.clone()), volume, shape)
+    }
+
+    /// The same for any guest.
+    pub fn connect_as(world: &World, guest: (DomId, GuestMemory), volume: &File, shape: Shape) -> Disk {
+        let (mut worker, fence) = start_worker(guest.0, Box::new(world.ports(world.service.domid)));
+        let lane = Lane::connect(world, &mut worker, guest, 51712, volume, shape, |grants| grants).unwrap();
+        Disk { worker, fence, lane }
+    }
+
+    /// Disconnects and waits until it is done.
+    pub fn close(&mut self) {
+        self.worker.disconnect(51712);
+        assert_eq!(wait_report(&mut self.worker), Report::Closed { devid: 51712 });
+    }
+}
+
+impl Deref for Disk {
+    type Target = Lane;
+
+    fn deref(&self) -> &Lane {
+        &self.lane
+    }
+}
+
+impl DerefMut for Disk {
+    fn deref_mut(&mut self) -> &mut Lane {
+        &mut self.lane
+    }
+}
+
+impl Deref for Lane {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        &self.queue
+    }
+}
+
+impl DerefMut for Lane {
+    fn deref_mut(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+}
+
+impl Lane {
+    /// Connects one more disk of a worker.
+    ///
+    /// # Errors
+    /// With the worker's reason, when it cannot be served.
+    pub fn connect(
+        world: &World,
+        worker: &mut Worker,
+        (guest, memory): (DomId, GuestMemory),
+        devid: u32,
+        volume: &File,
+        shape: Shape,
+        wrap: impl FnOnce(Box<dyn Grants>) -> Box<dyn Grants>,
+    ) -> Result<Lane, String> {
+        let service = world.service.domid;
+        let options = Options { ring_order: shape.ring_order, first_index: shape.first_index, ..Options::default() };
+        let queue = Queue::new(Box::new(memory), Box::new(world.ports(guest)), service, &options).unwrap();
+        let ring_refs = queue.ring_grant.refs.iter().map(|gref| gref.0).collect();
         let connect = Connect {
             guest: guest.0,
-            devid: 51712,
+            devid,
             negotiated: Negotiated {
-                abi: Abi::X86_64,
+                abi: queue.abi,
                 persistent: shape.persistent,
                 max_indirect: 256,
-                queues: vec![keys],
+                queues: vec![QueueKeys { ring_refs, event_channel: queue.port.0 }],
             },
             disk: DiskParams {
                 physical_sector_size: 4096,
@@ -172,38 +253,36 @@ impl Disk {
                 on_error: shape.on_error,
                 flush_failed: shape.flush_failed,
                 fault: shape.fault,
-                ..DiskParams::plain(volume.metadata().unwrap().len() / 512)
+                ..DiskParams::plain(shape.sectors.unwrap_or(volume.metadata().unwrap().len() / 512))
             },
             max_persistent: shape.max_persistent,
             fixed_buffers: shape.fixed,
             zero_copy: shape.zero_copy,
         };
-        let (fence, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let threads = vec![ThreadParts { events: Box::new(world.ports(service)), fence: write_end }];
-        let mut worker = Worker::start(guest, threads).unwrap();
         let journal = create_journal(&connect, 0).unwrap();
         let connection = embedded::connect(world.dir.path(), service).unwrap();
-        let grants = Box::new(Foreign::new(connection, guest).unwrap());
+        let grants = wrap(Box::new(Foreign::new(connection, guest).unwrap()));
         let meter = Meter::create(1).unwrap();
         let volume = volume.try_clone().unwrap().into();
         let queues = vec![QueueParts { journal, grants }];
         worker.connect(connect, Some(volume), meter.try_clone().unwrap(), queues).unwrap();
-        let report = wait_report(&mut worker);
-        let Report::Connected { path, .. } = report else { panic!("{report:?}") };
-        Disk { worker, ring, ring_grant, events, port, meter: Meter::open(meter).unwrap(), path, fence }
+        match wait_report(worker) {
+            Report::Connected { path, .. } => Ok(Lane { devid, queue, path, meter: Meter::open(meter).unwrap() }),
+            Report::Failed { reason, .. } => Err(reason),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Puts slots into the ring and tells the backend if it wants to be told.
     pub fn put(&mut self, slots: &[BlkifRequest64]) {
-        slots.iter().for_each(|slot| self.ring.put(slot.as_bytes()));
-        if self.ring.push() {
+        if self.queue.put_bytes(slots.iter().map(IntoBytes::as_bytes)) {
             self.notify();
         }
     }
 
     /// Tells the backend.
     pub fn notify(&mut self) {
-        self.events.notify(self.port).unwrap();
+        self.queue.notify().unwrap();
     }
 
     /// Waits for `count` responses.
@@ -264,12 +343,6 @@ impl Disk {
             }
             last = now;
         }
-    }
-
-    /// Disconnects and waits until it is done.
-    pub fn close(&mut self) {
-        self.worker.disconnect(51712);
-        assert_eq!(wait_report(&mut self.worker), Report::Closed { devid: 51712 });
     }
 }
 

@@ -10,7 +10,7 @@ mod device;
 mod follow;
 mod gate;
 mod io;
-mod negotiate;
+pub(crate) mod negotiate;
 mod options;
 mod pool;
 mod queue;
@@ -19,7 +19,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 mod transfer;
-mod wiring;
+pub(crate) mod wiring;
 
 pub use device::{Device, DeviceError, Machine, Step};
 pub use follow::{Blkfront, Event, FollowError, connect};
