@@ -50,17 +50,26 @@ pub fn late(offer: &Offer, disk: &DiskParams, cdrom: bool, removable: bool) -> V
     for (set, bit) in [(cdrom, VDISK_CDROM), (removable, VDISK_REMOVABLE), (disk.read_only, VDISK_READONLY)] {
         info |= if set { bit } else { 0 };
     }
-    vec![
+    let mut keys = vec![
         (FEATURE_PERSISTENT, flag(offer.persistent)),
         ("feature-flush-cache", flag(!disk.read_only)),
-        ("feature-barrier", flag(false)),
-        ("feature-discard", flag(false)),
+        ("feature-barrier", flag(disk.barrier && !disk.read_only)),
+        ("feature-discard", flag(disk.discard.is_some())),
         ("sectors", disk.sectors.to_string()),
         // The one logical size that all frontends agree on (block.md A6).
         ("sector-size", SECTOR_SIZE.to_string()),
         ("physical-sector-size", disk.physical_sector_size.to_string()),
         ("info", info.to_string()),
-    ]
+    ];
+    if let Some(discard) = disk.discard {
+        // Both or none (blkif.h, note 4).
+        keys.push(("discard-granularity", discard.granularity.to_string()));
+        keys.push(("discard-alignment", discard.alignment.to_string()));
+        if discard.secure {
+            keys.push(("discard-secure", flag(true)));
+        }
+    }
+    keys
 }
 
 fn flag(on: bool) -> String {

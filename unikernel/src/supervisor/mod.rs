@@ -7,6 +7,7 @@
 
 pub mod device;
 pub mod guest;
+mod medium;
 pub mod nodes;
 pub mod process;
 mod reports;

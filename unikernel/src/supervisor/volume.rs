@@ -6,17 +6,21 @@
 //! | writing | `flock` exclusive | `flock` exclusive, `O_EXCL` |
 //! | reading | `flock` shared | `flock` shared |
 
-use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::fs::{Metadata, OpenOptions};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use blkback::config::{DiskKind, DiskParams};
-use rustix::fs::{FlockOperation, OFlags, flock, ioctl_blkpbszget, ioctl_blksszget};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
+use super::medium::Medium;
 use crate::config::Volume;
+
+/// Largest sectors of a medium under 512-byte sectors of a guest, bytes: 4Kn.
+const MAX_UNIT: u32 = 4096;
 
 /// A volume in use by one device.
 #[derive(Debug)]
@@ -46,8 +50,7 @@ pub enum VolumeError {
 /// [`VolumeError::Busy`] may pass, the rest will not by itself.
 pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
     let name = &volume.name;
-    let disk = |sectors, physical_sector_size| DiskParams {
-        physical_sector_size,
+    let disk = |sectors| DiskParams {
         read_only,
         direct: volume.direct,
         kind: volume.kind,
@@ -57,7 +60,7 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
     let path = match (volume.kind, &volume.path) {
         (DiskKind::Raw, Some(path)) => path,
         _ => {
-            return Ok(Opened { fd: None, disk: disk(volume.size / 512, 512), path: None });
+            return Ok(Opened { fd: None, disk: disk(volume.size / 512), path: None });
         }
     };
     let unusable = |why: String| VolumeError::Unusable(format!("volume {name}: {}: {why}", path.display()));
@@ -96,7 +99,8 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
         Err(error) => return Err(unusable(format!("cannot be locked: {error}"))),
     }
     let size = file.seek(SeekFrom::End(0)).map_err(|error| unusable(error.to_string()))?;
-    let (logical, physical) = sector_sizes(&file, &metadata).map_err(|error| unusable(error.to_string()))?;
+    let medium = Medium::of(&file, &metadata, size, volume.direct, !read_only);
+    let medium = medium.map_err(|error| unusable(error.to_string()))?;
     if size == 0 {
         return Err(unusable("it is empty, and a disk needs at least one sector".into()));
     }
@@ -107,16 +111,24 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
             short + 512
         )));
     }
-    if volume.direct && logical > 512 {
+    if medium.unit > MAX_UNIT || !size.is_multiple_of(medium.unit.into()) {
         return Err(unusable(format!(
-            "its sectors have {logical} bytes and guests use 512: set direct = false for this volume"
+            "direct I/O on it wants pieces of {} bytes and its size is {size}: set direct = false for this volume",
+            medium.unit
         )));
     }
-    let physical = match size.is_multiple_of(physical.into()) {
-        true => physical,
+    let physical = match size.is_multiple_of(medium.physical.into()) {
+        true => medium.physical,
         false => 512,
     };
-    Ok(Opened { fd: Some(file.into()), disk: disk(size / 512, physical), path: Some(path.clone()) })
+    let disk = DiskParams {
+        physical_sector_size: physical,
+        logical_sector_size: medium.unit,
+        discard: medium.discard,
+        barrier: !read_only,
+        ..disk(size / 512)
+    };
+    Ok(Opened { fd: Some(file.into()), disk, path: Some(path.clone()) })
 }
 
 /// Looks whether a volume could be opened, without keeping it: its size in bytes. For a first word at start.
@@ -129,17 +141,6 @@ pub fn check(volume: &Volume) -> Result<u64, VolumeError> {
         Err(VolumeError::Busy(_)) => Ok(0),
         Err(error) => Err(error),
     }
-}
-
-/// Logical and physical sector size, 512 to 4096 bytes.
-fn sector_sizes(file: &File, metadata: &Metadata) -> io::Result<(u32, u32)> {
-    if metadata.file_type().is_block_device() {
-        let logical = ioctl_blksszget(file)?;
-        return Ok((logical, ioctl_blkpbszget(file)?.clamp(512, 4096)));
-    }
-    let block = u32::try_from(metadata.blksize()).unwrap_or(4096);
-    let physical = if block.is_power_of_two() { block.clamp(512, 4096) } else { 512 };
-    Ok((512, physical))
 }
 
 /// Who holds a lock on a file, from /proc/locks: `process 123 (qemu-nbd)`.

@@ -1,6 +1,10 @@
 //! Barriers, discards, failing volumes and media with sectors of 4096 bytes, against a guest that speaks the ring by
 //! hand.
 
+mod block_device;
+#[path = "../rig/mod.rs"]
+mod rig;
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
