@@ -55,11 +55,16 @@ fn is_stale_errno(kind: u32, payload: &[u8], real: &Message, ours: &Message) -> 
     answers_with_stale_errno(kind, payload) && real.error().is_some() && ours.error() == Some(ErrorName::Einval)
 }
 
-/// RM in a transaction that does not get at a child which it has seen the name of: the child has gone outside meanwhile,
-/// or there are no more nodes to be had. The C daemon takes the store for damaged then. Neither lets it commit.
+/// RM in a transaction that does not get at a child which it has seen the name of (the child has gone outside meanwhile,
+/// or there are no more nodes to be had), or whose parent it has seen missing before it was made outside. The C daemon
+/// takes the store for damaged then. Neither lets it commit.
 pub fn is_torn(kind: u32, real: &Message, ours: &Message) -> bool {
-    let is_ours = ours.error().is_none() || ours.error() == Some(ErrorName::Enospc);
-    kind == MessageType::Rm as u32 && real.error() == Some(ErrorName::Eio) && is_ours
+    let agrees = match real.error() {
+        Some(ErrorName::Eio) => ours.error().is_none() || ours.error() == Some(ErrorName::Enospc),
+        Some(ErrorName::Einval) => ours.error().is_none(),
+        _ => false,
+    };
+    kind == MessageType::Rm as u32 && agrees
 }
 
 /// What was granted to a domain that has gone is granted to nobody: the C daemon goes on showing it, ours forgets it.
