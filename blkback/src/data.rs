@@ -8,11 +8,12 @@
 
 use std::io;
 
-use grant::arena::Arena;
-use grant::memory::Span;
-use grant::persistent::{PersistentTable, Place};
+use grant::memory::{RegionId, Span};
+use grant::persistent::{MaybePlace, PersistentTable, Place};
 use grant::uring::{MemoryId, Uring};
 use grant::{Access, CopyDirection, CopySegment, GrantRef, GrantStatus, Grants, MAX_MAP, PAGE_SIZE, Pages, memfd};
+
+use zerocopy::FromZeros;
 
 use crate::proto::{BlkifRequestSegment, SEGMENTS_PER_PAGE};
 use crate::request::Segment;
@@ -27,8 +28,6 @@ pub struct Setup {
     pub slots: usize,
     /// Segments a request has at most.
     pub segments: usize,
-    /// Pages of the arena.
-    pub arena_pages: usize,
     /// Pages the persistent-grant table may hold mapped; 0 for frontends that are not persistent.
     pub max_persistent: usize,
     /// I/O may touch grant mappings.
@@ -59,12 +58,11 @@ pub struct Data {
     memory: MemoryId,
     per_slot: usize,
     table: Option<PersistentTable>,
-    arena: Arena,
     scratch: Pages,
     zero_copy: bool,
     fixed: bool,
     segments: Vec<Segment>,
-    places: Vec<Option<Place>>,
+    places: Vec<MaybePlace>,
     spans: Vec<Span>,
     held: Vec<Held>,
     building: Option<u16>,
@@ -89,6 +87,10 @@ pub struct Around {
     pub after: u32,
 }
 
+fn zeroed<T: FromZeros>(count: usize) -> io::Result<Vec<T>> {
+    T::new_vec_zeroed(count).map_err(|_| io::ErrorKind::OutOfMemory.into())
+}
+
 /// A request found no memory now; it comes again when another one has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMemory;
@@ -98,26 +100,20 @@ impl Data {
     ///
     /// # Errors
     /// What the kernel says about memory.
-    pub fn new(setup: Setup, ring: &mut Uring) -> io::Result<Data> {
-        let arena = memfd::anonymous(setup.arena_pages * PAGE_SIZE)?;
-        // With zero copy the arena is the exception: registering would only pin it.
-        let register = setup.fixed && !(setup.zero_copy && setup.max_persistent > 0);
-        let region = ring
-            .adopt(setup.memory, arena, register)
-            .map_err(|_| io::Error::from_raw_os_error(rustix::io::Errno::NOMEM.raw_os_error()))?;
+    pub fn new(setup: Setup) -> io::Result<Data> {
         let total = setup.slots * setup.segments;
         Ok(Data {
             grants: setup.grants,
             memory: setup.memory,
             per_slot: setup.segments,
             table: (setup.max_persistent > 0).then(|| PersistentTable::new(setup.max_persistent)),
-            arena: Arena::new(region, setup.arena_pages),
             scratch: memfd::anonymous(crate::queue::BATCH * PAGE_SIZE)?.pages(),
             zero_copy: setup.zero_copy,
             fixed: setup.fixed,
-            segments: vec![Segment::NONE; total],
-            places: vec![None; total],
-            spans: vec![Span::EMPTY; total],
+            // Zeroed pages of the kernel's: what is never in flight is never touched.
+            segments: zeroed(total)?,
+            places: zeroed(total)?,
+            spans: zeroed(total)?,
             held: vec![Held::default(); setup.slots],
             building: None,
             unsettled: Vec::with_capacity(setup.slots),
@@ -136,7 +132,7 @@ impl Data {
 
     /// True when the arena is registered with the ring.
     pub fn arena_is_fixed(&self, ring: &Uring) -> bool {
-        ring.memory(self.memory).is_fixed(self.arena.region())
+        ring.memory(self.memory).is_fixed(RegionId::ARENA)
     }
 
     fn base(&self, slot: u16) -> usize {
@@ -234,14 +230,14 @@ impl Data {
         let base = self.base(slot);
         let count = usize::from(self.held[usize::from(slot)].segments);
         if self.table.is_none() {
-            self.places[base..base + count].fill(None);
+            self.places[base..base + count].fill(MaybePlace::default());
             return;
         }
         self.unsettled.push(slot);
-        self.places[base..base + count].fill(None);
+        self.places[base..base + count].fill(MaybePlace::default());
         for at in base..base + count {
             let place = self.place(self.segments[at].gref, ring);
-            self.places[at] = place;
+            self.places[at] = place.into();
         }
     }
 
@@ -310,7 +306,7 @@ impl Data {
             let slot = self.unsettled[at];
             let base = self.base(slot);
             for place in &mut self.places[base..base + self.per_slot] {
-                *place = place.filter(|place| place.slab != slab);
+                *place = place.get().filter(|place| place.slab != slab).into();
             }
             let held = &mut self.held[usize::from(slot)];
             if held.indirect.is_some_and(|place| place.slab == slab) {
@@ -332,7 +328,7 @@ impl Data {
         len: u32,
         write: bool,
         around: Option<Around>,
-        ring: &Uring,
+        ring: &mut Uring,
     ) -> Result<(), NoMemory> {
         let base = self.base(slot);
         let count = usize::from(self.held[usize::from(slot)].segments);
@@ -340,13 +336,16 @@ impl Data {
             self.held[usize::from(slot)].spans = 0;
             return Ok(());
         }
-        if self.zero_copy && around.is_none() && self.places[base..base + count].iter().all(Option::is_some) {
+        if self.zero_copy
+            && around.is_none()
+            && self.places[base..base + count].iter().all(|place| place.get().is_some())
+        {
             self.name_guest_pages(base, count);
             self.held[usize::from(slot)].spans = count as u16;
             return Ok(());
         }
         let Around { before, after } = around.unwrap_or_default();
-        let run = self.arena.take(before + len + after).ok_or(NoMemory)?;
+        let run = ring.take_arena(before + len + after).ok_or(NoMemory)?;
         let data = Span { offset: run.offset + before, len, ..run };
         self.spans[base] = run;
         let held = &mut self.held[usize::from(slot)];
@@ -361,7 +360,7 @@ impl Data {
     fn name_guest_pages(&mut self, base: usize, count: usize) {
         let Some(table) = &self.table else { return };
         for at in base..base + count {
-            if let Some(place) = self.places[at]
+            if let Some(place) = self.places[at].get()
                 && let Some(region) = table.region(place.slab)
             {
                 let span = self.segments[at].span;
@@ -380,7 +379,8 @@ impl Data {
         let mut local = run.offset;
         for at in base..base + count {
             let Segment { gref, span } = self.segments[at];
-            let mapped = self.places[at].and_then(|place| Some((self.table.as_ref()?.region(place.slab)?, place)));
+            let mapped =
+                self.places[at].get().and_then(|place| Some((self.table.as_ref()?.region(place.slab)?, place)));
             match mapped {
                 Some((region, place)) => {
                     let page = (region, usize::from(place.page) * PAGE_SIZE + span.offset() as usize);
@@ -429,7 +429,7 @@ impl Data {
         if self.copies.is_empty() {
             return;
         }
-        if let Some(arena) = ring.memory(self.memory).pages(self.arena.region()) {
+        if let Some(arena) = ring.memory(self.memory).pages(RegionId::ARENA) {
             self.run_copies(direction, arena);
         }
     }
@@ -457,15 +457,17 @@ impl Data {
 
     /// Gives everything back that a request holds.
     #[inline]
-    pub fn release(&mut self, slot: u16) {
+    pub fn release(&mut self, slot: u16, ring: &mut Uring) {
         let base = self.base(slot);
         let held = std::mem::take(&mut self.held[usize::from(slot)]);
         if let Some(run) = held.arena {
-            self.arena.give(run);
+            ring.give_arena(run);
         }
         if let Some(table) = &mut self.table {
-            for place in self.places[base..base + usize::from(held.segments)].iter_mut().filter_map(Option::take) {
-                table.release(place);
+            for place in &mut self.places[base..base + usize::from(held.segments)] {
+                if let Some(place) = std::mem::take(place).get() {
+                    table.release(place);
+                }
             }
             if let Some(place) = held.indirect {
                 table.release(place);

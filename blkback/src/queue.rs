@@ -252,7 +252,7 @@ impl BlkQueue {
             before: u32::from(job.edges.head),
             after: u32::from(job.edges.tail) + if job.writes() { 2 * self.unit } else { 0 },
         });
-        self.parts.data.prepare(slot, job.len, job.writes(), around, &core.ring).is_ok()
+        self.parts.data.prepare(slot, job.len, job.writes(), around, &mut core.ring).is_ok()
     }
 
     /// Lets the disk have a go at a request: its start, or the next step.
@@ -366,7 +366,7 @@ impl BlkQueue {
             let (response, len) = self.parts.limits.abi.response(state.id, state.response_op, state.status);
             self.parts.journal.set_done(slot, state.status, self.parts.ring.rsp_prod());
             self.parts.ring.respond(&response[..len]);
-            self.parts.data.release(slot);
+            self.parts.data.release(slot, &mut core.ring);
             self.account_request(&state, now);
         }
         let notify = self.parts.ring.publish();
@@ -439,6 +439,10 @@ impl Queue for BlkQueue {
             return self.retry;
         }
         !self.draining && self.parts.ring.unconsumed() != Ok(0) && !self.free.is_empty()
+    }
+
+    fn is_starved(&self) -> bool {
+        !self.stalled.is_empty()
     }
 
     fn final_check(&mut self) -> bool {

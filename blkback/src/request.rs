@@ -5,7 +5,7 @@
 //! copy again.
 
 use grant::GrantRef;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros};
 
 use crate::config::Discard;
 use crate::proto::{
@@ -16,7 +16,7 @@ use crate::proto::{
 };
 
 /// Sectors `first..=last` of one page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
 pub struct SectorSpan {
     first: u8,
     last: u8,
@@ -47,7 +47,7 @@ impl SectorSpan {
 }
 
 /// Part of a page the guest granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
 pub struct Segment {
     /// The page.
     pub gref: GrantRef,

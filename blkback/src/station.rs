@@ -23,10 +23,8 @@ use crate::proto::MAX_SEGMENTS;
 use crate::queue::{BlkQueue, Parts};
 use crate::request::Limits;
 
-/// Pages of the arena of a queue that copies.
+/// Pages of a thread's arena, for all its queues: 32 requests of 128 KiB.
 const ARENA_PAGES: usize = 1024;
-/// Pages where zero copy is the rule: two of the largest requests.
-const SMALL_ARENA_PAGES: usize = 512;
 
 pub(crate) struct Attach {
     pub(crate) connect: Arc<Connect>,
@@ -201,18 +199,20 @@ impl Station {
         let zero_copy = connect.zero_copy && negotiated.persistent;
         let fixed_mapping = connect.fixed_buffers && zero_copy && core.ring.takes_fixed(&ring_memory.pages());
         let slots = ring.entries() as usize;
+        // With zero copy the arena is the exception: registering would only pin it.
+        let arena = core.ring.open_arena(ARENA_PAGES, connect.fixed_buffers && !zero_copy);
+        arena.map_err(|error| format!("an arena: {error}"))?;
         let memory = core.ring.open_memory(slots * disk.limits().operations);
         let setup = Setup {
             grants,
             memory,
             slots,
             segments: usize::from(negotiated.max_indirect).max(MAX_SEGMENTS),
-            arena_pages: if zero_copy { SMALL_ARENA_PAGES } else { ARENA_PAGES },
             max_persistent: if negotiated.persistent { connect.max_persistent as usize } else { 0 },
             zero_copy,
             fixed: connect.fixed_buffers && (!zero_copy || fixed_mapping),
         };
-        let data = Data::new(setup, &mut core.ring).map_err(|error| format!("memory: {error}"));
+        let data = Data::new(setup).map_err(|error| format!("memory: {error}"));
         let port = data.and_then(|data| {
             let remote = Port(negotiated.queues[index].event_channel);
             let bound = core.events().bind(self.guest, remote);

@@ -1,12 +1,11 @@
-//! Whole pages of our own memory for requests whose data is copied: one region per queue, registered with the ring
-//! where it can be, handed out in runs of neighbouring pages so that a request is one buffer.
+//! Whole pages of our own memory for requests whose data is copied: one mapping per thread, whose queues share it,
+//! registered with the ring where it can be, handed out in runs of neighbouring pages so that a request is one buffer.
 
 use crate::PAGE_SIZE;
 use crate::memory::{RegionId, Span};
 
-/// The page allocator over one region.
+/// Which pages of the arena are handed out.
 pub struct Arena {
-    region: RegionId,
     used: Vec<u64>,
     pages: usize,
     free: usize,
@@ -14,18 +13,13 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An arena over `pages` pages of `region`.
-    pub fn new(region: RegionId, pages: usize) -> Arena {
+    /// An arena of `pages` pages.
+    pub fn new(pages: usize) -> Arena {
         let mut used = vec![0u64; pages.div_ceil(64)];
         for page in pages..used.len() * 64 {
             used[page / 64] |= 1 << (page % 64);
         }
-        Arena { region, used, pages, free: pages, next: 0 }
-    }
-
-    /// The region it hands out.
-    pub fn region(&self) -> RegionId {
-        self.region
+        Arena { used, pages, free: pages, next: 0 }
     }
 
     /// Pages not handed out.
@@ -45,7 +39,7 @@ impl Arena {
         }
         self.free -= want;
         self.next = if first + want >= self.pages { 0 } else { first + want };
-        Some(Span { region: self.region, offset: (first * PAGE_SIZE) as u32, len })
+        Some(Span { region: RegionId::ARENA, offset: (first * PAGE_SIZE) as u32, len })
     }
 
     /// Gives a run back.
@@ -86,7 +80,7 @@ mod tests {
 
     #[test]
     fn runs_never_overlap_and_all_come_back() {
-        let mut arena = Arena::new(RegionId(0), 300);
+        let mut arena = Arena::new(300);
         let mut held: Vec<Span> = Vec::new();
         let mut state = 99u32;
         for _ in 0..10_000 {

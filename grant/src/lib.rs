@@ -40,7 +40,8 @@ pub const PAGE_SIZE: usize = 4096;
 pub struct DomId(pub u16);
 
 /// A grant reference (`grant_ref_t`, grant_table.h): an index into the granting domain's table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, zerocopy::FromZeros)]
+#[repr(transparent)]
 pub struct GrantRef(pub u32);
 
 /// An event channel port (`evtchn_port_t`, event_channel.h), local to one domain.

@@ -5,18 +5,29 @@
 //! operation belongs to a generation; retiring closes the current one. Retiring is rare, so the cost for an
 //! operation is two additions.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
+
+use zerocopy::FromZeros;
 
 use crate::uring::BufferTable;
 use crate::{Pages, SharedMemory};
 
-/// Names an adopted mapping of one queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Names an adopted mapping of one queue, or the thread's arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromZeros)]
+#[repr(transparent)]
 pub struct RegionId(pub(crate) u16);
 
+impl RegionId {
+    /// The arena, which all queues of a thread share.
+    pub const ARENA: RegionId = RegionId(u16::MAX);
+}
+
 /// `len` bytes at `offset` of a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
+#[repr(C)]
 pub struct Span {
     /// The mapping.
     pub region: RegionId,
@@ -53,14 +64,22 @@ pub struct Memory {
     first: u64,
     retired: VecDeque<(u64, Region)>,
     refused: bool,
+    arena: Option<Rc<ArenaPages>>,
 }
 
-/// Most regions of one queue: an arena and slabs of persistent grants.
+/// Where the thread's arena is: the ring keeps it mapped for as long as it lives.
+pub(crate) struct ArenaPages {
+    pub(crate) pages: Pages,
+    pub(crate) buffer: Cell<Option<u16>>,
+}
+
+/// Most regions of one queue: slabs of persistent grants. The last number is [`RegionId::ARENA`].
 pub const MAX_REGIONS: usize = u16::MAX as usize;
 
 impl Memory {
-    pub(crate) fn new() -> Memory {
+    pub(crate) fn new(arena: Option<Rc<ArenaPages>>) -> Memory {
         Memory {
+            arena,
             regions: Vec::new(),
             vacant: Vec::new(),
             flying: VecDeque::from([0]),
@@ -171,11 +190,17 @@ impl Memory {
     /// The pages of a region; `None` after it was given up.
     #[inline]
     pub fn pages(&self, region: RegionId) -> Option<&Pages> {
+        if region == RegionId::ARENA {
+            return self.arena.as_ref().map(|arena| &arena.pages);
+        }
         self.regions.get(usize::from(region.0))?.as_ref().map(|region| &region.pages)
     }
 
     #[inline]
     pub(crate) fn buffer(&self, region: RegionId) -> Option<u16> {
+        if region == RegionId::ARENA {
+            return self.arena.as_ref()?.buffer.get();
+        }
         self.regions.get(usize::from(region.0))?.as_ref()?.buffer
     }
 

@@ -19,6 +19,28 @@ pub struct Place {
     pub page: u16,
 }
 
+/// A [`Place`] or none, in four bytes that are zero for none: long tables of it cost nothing until they are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
+#[repr(transparent)]
+pub struct MaybePlace(u32);
+
+impl MaybePlace {
+    /// The place.
+    #[inline]
+    pub fn get(self) -> Option<Place> {
+        let packed = self.0.checked_sub(1)?;
+        Some(Place { slab: (packed >> 16) as u16, page: packed as u16 })
+    }
+}
+
+impl From<Option<Place>> for MaybePlace {
+    #[inline]
+    fn from(place: Option<Place>) -> MaybePlace {
+        // A page is below MAX_MAP, so one more always fits.
+        MaybePlace(place.map_or(0, |place| (u32::from(place.slab) << 16 | u32::from(place.page)) + 1))
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Entry {
     Empty,
@@ -35,6 +57,9 @@ struct Slab {
     used: bool,
 }
 
+/// Entries of a new table.
+const SMALLEST: usize = 64;
+
 /// The table.
 pub struct PersistentTable {
     entries: Vec<Entry>,
@@ -47,11 +72,10 @@ pub struct PersistentTable {
 }
 
 impl PersistentTable {
-    /// A table for at most `cap` mapped pages (at most 60,000).
+    /// A table for at most `cap` mapped pages (at most 60,000). It grows as it fills: most disks never need their cap.
     pub fn new(cap: usize) -> PersistentTable {
         let cap = cap.min(60_000);
-        let size = (cap * 2).max(64).next_power_of_two();
-        let entries = vec![Entry::Empty; size];
+        let entries = vec![Entry::Empty; SMALLEST];
         PersistentTable { entries, gone: 0, slabs: Vec::new(), vacant: Vec::new(), hand: 0, mapped: 0, cap }
     }
 
@@ -107,6 +131,9 @@ impl PersistentTable {
         let page = self.slabs[usize::from(slab)].refs.len();
         if self.mapped >= self.cap || page >= MAX_MAP {
             return None;
+        }
+        if (self.mapped + self.gone + 1) * 2 > self.entries.len() {
+            self.rebuild();
         }
         let place = Place { slab, page: page as u16 };
         let mut at = self.start(gref);
@@ -181,11 +208,15 @@ impl PersistentTable {
         (gref.0.wrapping_mul(0x9E37_79B9) >> 7) as usize & (self.entries.len() - 1)
     }
 
-    /// Clears the marks of what is gone, so that searches stay short.
+    /// Clears the marks of what is gone, and makes room where that is not enough, so that searches stay short.
     #[cold]
     fn rebuild(&mut self) {
         self.entries.fill(Entry::Empty);
         self.gone = 0;
+        let size = ((self.mapped + 1) * 4).max(SMALLEST).next_power_of_two();
+        if size > self.entries.len() {
+            self.entries.resize(size, Entry::Empty);
+        }
         for slab in 0..self.slabs.len() {
             for page in 0..self.slabs[slab].refs.len() {
                 let gref = self.slabs[slab].refs[page];
@@ -213,6 +244,15 @@ mod tests {
         }
         table.mapped_as(slab, RegionId(slab));
         Some(slab)
+    }
+
+    #[test]
+    fn a_place_survives_packing() {
+        for place in [(0, 0), (0, 255), (1, 0), (u16::MAX, 255)].map(|(slab, page)| Place { slab, page }) {
+            assert_eq!(MaybePlace::from(Some(place)).get(), Some(place));
+        }
+        assert_eq!(MaybePlace::default().get(), None);
+        assert_eq!(MaybePlace::from(None), MaybePlace::default());
     }
 
     #[test]

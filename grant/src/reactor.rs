@@ -44,6 +44,8 @@ pub trait Queue {
     fn settle(&mut self, core: &mut Core);
     /// Looks without side effects whether the peer has put something.
     fn has_work(&self) -> bool;
+    /// True while it waits for memory of the thread's, which another queue may give back.
+    fn is_starved(&self) -> bool;
     /// Asks to be told and looks once more; true when there is work after all.
     fn final_check(&mut self) -> bool;
     /// True when it was told to stop and nothing is in flight any more.
@@ -271,10 +273,11 @@ impl<Q: Queue> Reactor<Q> {
 
     /// Answers for every touched queue and lets go of drained ones. True when something is to be looked at again.
     fn settle<C: Control<Q>>(&mut self, control: &mut C) -> bool {
-        let mut again = false;
+        let (mut again, mut settled) = (false, false);
         for slot in &mut self.queues {
             let Some(entry) = slot.as_mut().filter(|entry| entry.touched) else { continue };
             entry.touched = false;
+            settled = true;
             entry.queue.settle(&mut self.core);
             entry.awake = true;
             again |= !entry.broken && entry.queue.has_work();
@@ -283,6 +286,13 @@ impl<Q: Queue> Reactor<Q> {
             {
                 self.by_port.remove(&entry.port);
                 control.drained(&mut self.core, entry.queue);
+            }
+        }
+        if settled {
+            for entry in self.queues.iter_mut().flatten().filter(|entry| entry.queue.is_starved()) {
+                // What has just ended may have given back what it waits for.
+                again |= !entry.awake;
+                entry.awake = true;
             }
         }
         again

@@ -8,16 +8,19 @@
 //! Its reader sees a hang-up exactly when the kernel has finished with every request of the ring (DESIGN, "Built for
 //! recovery"). The slot is never updated and the table never unregistered.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, Submitter, opcode, types};
 
+use crate::arena::Arena;
 use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
-use crate::memory::{Memory, RegionId, Span};
-use crate::{Pages, SharedMemory};
+use crate::memory::{ArenaPages, Memory, RegionId, Span};
+use crate::{PAGE_SIZE, Pages, SharedMemory, memfd};
 
 /// A file in the ring's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +205,14 @@ pub struct Uring {
     files: Vec<u32>,
     buffers: Vec<u16>,
     enters: u64,
+    arena: Option<SharedArena>,
+}
+
+/// The arena that the thread's queues share.
+struct SharedArena {
+    memory: SharedMemory,
+    place: Rc<ArenaPages>,
+    free: Arena,
 }
 
 impl Uring {
@@ -226,7 +237,43 @@ impl Uring {
             files: (1..FILE_SLOTS).rev().collect(),
             buffers: if caps.buffer_table { (0..BUFFER_SLOTS as u16).rev().collect() } else { Vec::new() },
             enters: 0,
+            arena: None,
         })
+    }
+
+    /// Makes the thread's arena of `pages` pages, if there is none yet; before any memory is opened. With `fixed` it is
+    /// registered as a fixed buffer where the kernel does that, which pins it.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn open_arena(&mut self, pages: usize, fixed: bool) -> io::Result<()> {
+        if self.arena.is_none() {
+            let memory = memfd::anonymous(pages * PAGE_SIZE)?;
+            let place = Rc::new(ArenaPages { pages: memory.pages(), buffer: Cell::new(None) });
+            self.arena = Some(SharedArena { memory, place, free: Arena::new(pages) });
+        }
+        if fixed
+            && let Some(arena) = &self.arena
+            && arena.place.buffer.get().is_none()
+        {
+            let mut table = BufferTable { submitter: self.ring.submitter(), vacant: &mut self.buffers };
+            arena.place.buffer.set(table.insert(&arena.place.pages));
+        }
+        Ok(())
+    }
+
+    /// Takes `len` bytes of the arena; `None` until somebody gives some back.
+    #[inline]
+    pub fn take_arena(&mut self, len: u32) -> Option<Span> {
+        self.arena.as_mut()?.free.take(len)
+    }
+
+    /// Gives a run of the arena back.
+    #[inline]
+    pub fn give_arena(&mut self, run: Span) {
+        if let Some(arena) = &mut self.arena {
+            arena.free.give(run);
+        }
     }
 
     /// What the kernel offers.
@@ -241,7 +288,7 @@ impl Uring {
 
     /// Opens a queue's memory. `operations` are set aside, so that nothing is allocated while it runs.
     pub fn open_memory(&mut self, operations: usize) -> MemoryId {
-        let memory = Memory::new();
+        let memory = Memory::new(self.arena.as_ref().map(|shared| Rc::clone(&shared.place)));
         self.flying.reserve(operations);
         self.vacant.reserve(operations);
         match self.memories.iter().position(Option::is_none) {
@@ -508,10 +555,15 @@ impl Uring {
 impl Drop for Uring {
     fn drop(&mut self) {
         // What the kernel still works on must stay mapped: the process is ending, and its exit waits for the kernel.
+        let mut busy = false;
         for memory in self.memories.iter_mut().flatten() {
             if memory.in_flight() > 0 {
                 memory.leak();
+                busy = true;
             }
+        }
+        if let Some(arena) = self.arena.take().filter(|_| busy) {
+            std::mem::forget(arena.memory);
         }
         let ids: Vec<MemoryId> = (0..self.memories.len()).map(|at| MemoryId(at as u16)).collect();
         for id in ids {
