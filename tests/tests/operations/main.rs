@@ -2,6 +2,7 @@
 //! hand.
 
 mod block_device;
+mod memory;
 #[path = "../rig/mod.rs"]
 mod rig;
 
