@@ -143,6 +143,19 @@ pub struct FaultParams {
     pub shorten: Option<u32>,
 }
 
+/// How the pages of a frontend without persistent grants are reached, where zero copy may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transient {
+    /// Whatever costs less, as measured.
+    #[default]
+    Auto,
+    /// Grant copy, many requests in a call.
+    Copy,
+    /// Each request's pages are mapped while it lasts.
+    Map,
+}
+
 /// One disk for one guest, as the supervisor hands it to a worker.
 ///
 /// Descriptors that travel with it, in this order: the volume (absent for `null`), then per queue its journal and
@@ -161,6 +174,8 @@ pub struct Connect {
     pub max_persistent: u32,
     /// Register memory with io_uring where the kernel lets us.
     pub fixed_buffers: bool,
+    /// For a frontend that is not persistent.
+    pub transient: Transient,
     /// Zero copy may be used: never in a PV service VM (DESIGN, "Zero copy is for PVH").
     pub zero_copy: bool,
 }

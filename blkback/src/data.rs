@@ -7,6 +7,7 @@
 //! [`Data::release`]. Everything is batched: one map call and one copy call for many requests.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use grant::memory::{RegionId, Span};
 use grant::persistent::{MaybePlace, PersistentTable, Place};
@@ -15,8 +16,10 @@ use grant::{Access, CopyDirection, CopySegment, GrantRef, GrantStatus, Grants, M
 
 use zerocopy::FromZeros;
 
+use crate::config::Transient;
 use crate::proto::{BlkifRequestSegment, SEGMENTS_PER_PAGE};
 use crate::request::Segment;
+use crate::transient::{Chooser, Method};
 
 /// What a queue's data path is made of.
 pub struct Setup {
@@ -32,6 +35,8 @@ pub struct Setup {
     pub max_persistent: usize,
     /// I/O may touch grant mappings.
     pub zero_copy: bool,
+    /// How pages are reached that are not kept mapped, where I/O may touch mappings.
+    pub transient: Option<Transient>,
     /// Register memory with the ring where possible.
     pub fixed: bool,
 }
@@ -50,6 +55,8 @@ struct Held {
     indirect_page: Option<(GrantRef, u16)>,
     /// A grant copy for this request failed.
     failed: bool,
+    /// Its pages, mapped for as long as it lasts, and what mapping them took.
+    transient: Option<(RegionId, Duration)>,
 }
 
 /// The memory of one queue's requests.
@@ -61,6 +68,7 @@ pub struct Data {
     scratch: Pages,
     zero_copy: bool,
     fixed: bool,
+    transient: Option<Chooser>,
     segments: Vec<Segment>,
     places: Vec<MaybePlace>,
     spans: Vec<Span>,
@@ -110,6 +118,7 @@ impl Data {
             scratch: memfd::anonymous(crate::queue::BATCH * PAGE_SIZE)?.pages(),
             zero_copy: setup.zero_copy,
             fixed: setup.fixed,
+            transient: setup.transient.map(Chooser::new),
             // Zeroed pages of the kernel's: what is never in flight is never touched.
             segments: zeroed(total)?,
             places: zeroed(total)?,
@@ -344,6 +353,9 @@ impl Data {
             self.held[usize::from(slot)].spans = count as u16;
             return Ok(());
         }
+        if around.is_none() && self.map_transient(slot, write, ring) {
+            return Ok(());
+        }
         let Around { before, after } = around.unwrap_or_default();
         let run = ring.take_arena(before + len + after).ok_or(NoMemory)?;
         let data = Span { offset: run.offset + before, len, ..run };
@@ -354,6 +366,35 @@ impl Data {
             self.copy_segments(slot, data, true, ring);
         }
         Ok(())
+    }
+
+    /// Maps a request's pages for as long as it lasts, if that is what is done now. What cannot be mapped is copied:
+    /// a copy tells which page was bad.
+    fn map_transient(&mut self, slot: u16, write: bool, ring: &mut Uring) -> bool {
+        let base = self.base(slot);
+        let count = usize::from(self.held[usize::from(slot)].segments);
+        let Some(chooser) = &mut self.transient else { return false };
+        if count > MAX_MAP || chooser.choose(count) == Method::Copy {
+            return false;
+        }
+        let begun = Instant::now();
+        let mut refs = [GrantRef(0); MAX_MAP];
+        for (gref, segment) in refs.iter_mut().zip(&self.segments[base..base + count]) {
+            *gref = segment.gref;
+        }
+        // What the guest wants written it may have granted for reading only.
+        let access = if write { Access::ReadOnly } else { Access::ReadWrite };
+        let mapped = self.grants.map(&refs[..count], access);
+        let region = mapped.ok().and_then(|memory| ring.adopt_transient(self.memory, memory).ok());
+        let Some(region) = region else { return false };
+        for page in 0..count {
+            let span = self.segments[base + page].span;
+            self.spans[base + page] =
+                Span { region, offset: (page * PAGE_SIZE) as u32 + span.offset(), len: span.len() };
+        }
+        let held = &mut self.held[usize::from(slot)];
+        (held.spans, held.transient) = (count as u16, Some((region, begun.elapsed())));
+        true
     }
 
     #[inline]
@@ -438,7 +479,11 @@ impl Data {
         if self.copies.is_empty() {
             return;
         }
+        let begun = self.transient.is_some().then(Instant::now);
         let failed = self.grants.copy(direction, local, &mut self.copies);
+        if let (Some(chooser), Some(begun)) = (&mut self.transient, begun) {
+            chooser.copied(self.copies.len(), begun.elapsed());
+        }
         if let Err(error) = &failed {
             tracing::debug!(%error, "grant copy failed");
         }
@@ -463,6 +508,9 @@ impl Data {
         if let Some(run) = held.arena {
             ring.give_arena(run);
         }
+        if let Some((region, mapping)) = held.transient {
+            self.unmap_transient(region, usize::from(held.segments), mapping, ring);
+        }
         if let Some(table) = &mut self.table {
             for place in &mut self.places[base..base + usize::from(held.segments)] {
                 if let Some(place) = std::mem::take(place).get() {
@@ -472,6 +520,17 @@ impl Data {
             if let Some(place) = held.indirect {
                 table.release(place);
             }
+        }
+    }
+
+    /// The response comes after this: a stock frontend gives its disk up over a page that is still mapped then.
+    fn unmap_transient(&mut self, region: RegionId, pages: usize, mapping: Duration, ring: &mut Uring) {
+        let begun = Instant::now();
+        if let Err(error) = ring.unmap_now(self.memory, region) {
+            tracing::error!(%error, "unmapping a request's pages failed");
+        }
+        if let Some(chooser) = &mut self.transient {
+            chooser.mapped(pages, mapping + begun.elapsed());
         }
     }
 }

@@ -18,3 +18,4 @@ pub mod queue;
 pub mod request;
 mod station;
 pub mod stats;
+mod transient;

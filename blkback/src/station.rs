@@ -13,7 +13,7 @@ use grant::ring::BackRing;
 use grant::uring::{FileSlot, Uring};
 use grant::{Access, DomId, GrantRef, Grants, Port, SharedMemory};
 
-use crate::config::Connect;
+use crate::config::{Connect, Transient};
 use crate::data::{Data, Setup};
 use crate::device::{QueueParts, ThreadParts};
 use crate::disk::{self, Disk, Erased, Eraser};
@@ -210,6 +210,7 @@ impl Station {
             segments: usize::from(negotiated.max_indirect).max(MAX_SEGMENTS),
             max_persistent: if negotiated.persistent { connect.max_persistent as usize } else { 0 },
             zero_copy,
+            transient: (connect.zero_copy && !negotiated.persistent).then_some(connect.transient),
             fixed: connect.fixed_buffers && (!zero_copy || fixed_mapping),
         };
         let data = Data::new(setup).map_err(|error| format!("memory: {error}"));
@@ -226,7 +227,7 @@ impl Station {
             }
         };
         let fixed = if zero_copy { fixed_mapping } else { data.arena_is_fixed(&core.ring) };
-        let path = path(zero_copy, negotiated.persistent, fixed);
+        let path = path(connect, fixed);
         let limits = Limits {
             abi: negotiated.abi,
             max_indirect: negotiated.max_indirect,
@@ -288,11 +289,13 @@ impl Station {
 }
 
 /// The data path in words.
-fn path(zero_copy: bool, persistent: bool, fixed: bool) -> String {
-    let path = match (zero_copy, persistent) {
-        (true, _) => "zero copy",
-        (false, true) => "arena, memcpy",
-        (false, false) => "arena, grant copy",
+fn path(connect: &Connect, fixed: bool) -> String {
+    let path = match (connect.zero_copy, connect.negotiated.persistent, connect.transient) {
+        (true, true, _) => "zero copy",
+        (true, false, Transient::Map) => "zero copy, mapped for each request",
+        (true, false, Transient::Auto) => "arena, grant copy or mapped for each request",
+        (false, true, _) => "arena, memcpy",
+        (_, false, _) => "arena, grant copy",
     };
     format!("{path}{}", if fixed { ", fixed buffers" } else { "" })
 }

@@ -53,6 +53,9 @@ struct Region {
     memory: SharedMemory,
     pages: Pages,
     buffer: Option<u16>,
+    /// For one request only, which will be unmapped on the spot: operations on it name nothing else and are counted.
+    transient: bool,
+    users: u32,
 }
 
 /// All memory of one queue. Lives inside [`crate::uring::Uring`], which alone may submit operations on it.
@@ -64,6 +67,7 @@ pub struct Memory {
     first: u64,
     retired: VecDeque<(u64, Region)>,
     refused: bool,
+    transients: u32,
     arena: Option<Rc<ArenaPages>>,
 }
 
@@ -86,6 +90,7 @@ impl Memory {
             first: 0,
             retired: VecDeque::new(),
             refused: false,
+            transients: 0,
         }
     }
 
@@ -112,8 +117,69 @@ impl Memory {
         let buffer = if wanted { table.insert(&pages) } else { None };
         // A refusal is about the kind of mapping or the memlock limit: asking again for each slab is a waste.
         self.refused |= wanted && buffer.is_none();
-        self.regions[usize::from(index)] = Some(Region { memory, pages, buffer });
+        self.regions[usize::from(index)] = Some(Region { memory, pages, buffer, transient: false, users: 0 });
         Ok(RegionId(index))
+    }
+
+    /// Takes a mapping over for one request. Every operation on it stays within it, so that its end is known: see
+    /// [`Memory::unmap_now`].
+    ///
+    /// # Errors
+    /// As [`Memory::adopt`].
+    pub(crate) fn adopt_transient(
+        &mut self,
+        memory: SharedMemory,
+        table: &mut BufferTable<'_>,
+    ) -> Result<RegionId, SharedMemory> {
+        let id = self.adopt(memory, false, table)?;
+        if let Some(region) = &mut self.regions[usize::from(id.0)] {
+            region.transient = true;
+        }
+        self.transients += 1;
+        Ok(id)
+    }
+
+    /// Unmaps a transient mapping that no operation uses any more, whatever else is in flight.
+    pub(crate) fn unmap_now(&mut self, id: RegionId, table: &mut BufferTable<'_>) -> io::Result<()> {
+        let place = self.regions.get_mut(usize::from(id.0)).ok_or(io::ErrorKind::NotFound)?;
+        match place {
+            Some(region) if region.transient && region.users == 0 => {}
+            _ => return Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        }
+        let Some(region) = place.take() else { return Ok(()) };
+        self.vacant.push(id.0);
+        self.transients -= 1;
+        Memory::free(region, table)
+    }
+
+    /// Counts an operation on `whole`, the one region that it is about, if that is a transient one.
+    ///
+    /// # Panics
+    /// When an operation on several regions names a transient one: its end would not be known.
+    #[inline]
+    pub(crate) fn uses(&mut self, whole: Option<RegionId>, spans: &[Span]) -> Option<RegionId> {
+        if self.transients == 0 {
+            return None;
+        }
+        let Some(id) = whole else {
+            assert!(spans.iter().all(|span| !self.is_transient(span.region)), "a transient region among others");
+            return None;
+        };
+        let region = self.regions.get_mut(usize::from(id.0))?.as_mut().filter(|region| region.transient)?;
+        region.users += 1;
+        Some(id)
+    }
+
+    fn is_transient(&self, id: RegionId) -> bool {
+        self.regions.get(usize::from(id.0)).and_then(Option::as_ref).is_some_and(|region| region.transient)
+    }
+
+    /// An operation that [`Memory::uses`] counted has ended.
+    #[inline]
+    pub(crate) fn used(&mut self, id: RegionId) {
+        if let Some(Some(region)) = self.regions.get_mut(usize::from(id.0)) {
+            region.users -= 1;
+        }
     }
 
     /// True when this mapping is registered as a fixed buffer.

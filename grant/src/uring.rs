@@ -184,6 +184,8 @@ struct InFlight {
     owner: Owner,
     operation: Operation,
     generation: u64,
+    /// The transient region that it is about.
+    region: Option<RegionId>,
 }
 
 /// Vectors that one submission may name; more and the batch is submitted early.
@@ -347,6 +349,22 @@ impl Uring {
         self.with_table(id, |owner, table| owner.adopt(memory, fixed, table))
     }
 
+    /// Takes a mapping into a queue's memory that serves one request: operations on it may name nothing else.
+    ///
+    /// # Errors
+    /// Gives it back when there are too many.
+    pub fn adopt_transient(&mut self, id: MemoryId, memory: SharedMemory) -> Result<RegionId, SharedMemory> {
+        self.with_table(id, |owner, table| owner.adopt_transient(memory, table))
+    }
+
+    /// Unmaps such a mapping on the spot.
+    ///
+    /// # Errors
+    /// `EBUSY` while an operation on it is in flight, or for another kind of mapping; else what unmapping said.
+    pub fn unmap_now(&mut self, id: MemoryId, region: RegionId) -> io::Result<()> {
+        self.with_table(id, |owner, table| owner.unmap_now(region, table))
+    }
+
     /// Tries whether the kernel takes this very mapping as a fixed buffer.
     pub fn takes_fixed(&mut self, pages: &Pages) -> bool {
         let mut table = BufferTable { submitter: self.ring.submitter(), vacant: &mut self.buffers };
@@ -408,7 +426,9 @@ impl Uring {
             (Some(buffer), many) if self.caps.vectored_fixed => many_fixed(&now, many, buffer),
             (_, many) => many_plain(&now, many),
         };
-        self.push(owner, Operation::Transfer(transfer), entry);
+        let memory = self.memories[usize::from(owner.memory.0)].as_mut().expect("an open memory");
+        let region = memory.uses(whole, spans);
+        self.push_on(owner, Operation::Transfer(transfer), entry, region);
     }
 
     /// Submits an `fdatasync` of the file.
@@ -452,6 +472,11 @@ impl Uring {
 
     #[inline]
     fn push(&mut self, owner: Owner, operation: Operation, entry: Entry) {
+        self.push_on(owner, operation, entry, None);
+    }
+
+    #[inline]
+    fn push_on(&mut self, owner: Owner, operation: Operation, entry: Entry, region: Option<RegionId>) {
         if self.ring.submission().is_full() {
             self.submit();
         }
@@ -463,7 +488,7 @@ impl Uring {
             self.flying.push(None);
             (self.flying.len() - 1) as u32
         });
-        self.flying[at as usize] = Some(InFlight { owner, operation, generation });
+        self.flying[at as usize] = Some(InFlight { owner, operation, generation, region });
         // SAFETY: the entry names memory of `owner`, which Memory keeps mapped until the operation has ended, vectors
         // and timeouts, which stay in place until the submission (the kernel copies them: FEAT_SUBMIT_STABLE), and
         // files of the ring's table or descriptors the thread keeps.
@@ -543,10 +568,13 @@ impl Uring {
         let at = entry.user_data() as usize;
         let flying = self.flying[at].take().expect("one completion per operation");
         self.vacant.push(at as u32);
-        if let Some(Some(memory)) = self.memories.get_mut(usize::from(flying.owner.memory.0))
-            && memory.ended(flying.generation)
-        {
-            self.with_table(flying.owner.memory, Memory::collect);
+        if let Some(Some(memory)) = self.memories.get_mut(usize::from(flying.owner.memory.0)) {
+            if let Some(region) = flying.region {
+                memory.used(region);
+            }
+            if memory.ended(flying.generation) {
+                self.with_table(flying.owner.memory, Memory::collect);
+            }
         }
         Some(Completion { owner: flying.owner, operation: flying.operation, result: entry.result() })
     }

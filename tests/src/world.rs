@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use blkback::config::{Connect, DiskParams, Negotiated, OnError, QueueKeys};
+use blkback::config::{Connect, DiskParams, Negotiated, OnError, QueueKeys, Transient};
 use blkback::device::{QueueParts, Report, ThreadParts, Worker, create_journal};
 use blkback::proto::{BlkifRequest64, BlkifRequestSegment, BlkifResponse64};
 use blkback::stats::{Stats, snapshot};
@@ -98,6 +98,8 @@ pub struct Shape {
     pub zero_copy: bool,
     /// Fixed buffers wanted.
     pub fixed: bool,
+    /// Without persistent grants, with zero copy allowed.
+    pub transient: Transient,
     /// Persistent grants at most.
     pub max_persistent: u32,
     /// Wrap the disk.
@@ -127,6 +129,7 @@ impl Default for Shape {
             persistent: true,
             zero_copy: true,
             fixed: true,
+            transient: Transient::Copy,
             max_persistent: 1056,
             fault: None,
             read_only: false,
@@ -257,6 +260,7 @@ impl Lane {
             },
             max_persistent: shape.max_persistent,
             fixed_buffers: shape.fixed,
+            transient: shape.transient,
             zero_copy: shape.zero_copy,
         };
         let journal = create_journal(&connect, 0).unwrap();

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 
-use blkback::config::FaultParams;
+use blkback::config::{FaultParams, Transient};
 use blkback::proto::{BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_READ, BLKIF_OP_WRITE, BlkifRequest64, BlkifRequestSegment};
 use grant::{Access, GrantAccess, GrantRef};
 use tests::world::{Disk, Shape, World, rw};
@@ -36,6 +36,8 @@ fn shapes() -> Vec<Shape> {
         Shape { zero_copy: false, fixed: false, ..base },
         Shape { persistent: false, ..base },
         Shape { persistent: false, fixed: false, ring_order: 2, ..base },
+        Shape { persistent: false, transient: Transient::Map, ..base },
+        Shape { persistent: false, transient: Transient::Auto, ring_order: 1, ..base },
         // Fewer persistent grants than the test uses: eviction and the mixture of mapped and copied pages.
         Shape { max_persistent: 8, ..base },
         Shape { max_persistent: 8, zero_copy: false, ..base },
@@ -232,4 +234,31 @@ fn closing_waits_for_slow_io_and_the_fence_hangs_up_after_the_worker() {
     let second = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
     assert_eq!(rustix::event::poll(&mut fds, Some(&second)).unwrap(), 1);
     assert!(fds[0].revents().contains(rustix::event::PollFlags::HUP));
+}
+
+/// Without persistent grants a stock frontend gives its disk up over a page that is still mapped when its response is
+/// there.
+#[test]
+fn pages_mapped_for_one_request_are_given_back_before_its_response() {
+    let mut world = World::new();
+    let (file, _) = image(1 << 20);
+    let shape = Shape { persistent: false, transient: Transient::Map, ..Shape::default() };
+    let mut disk = Disk::connect(&mut world, &file, shape);
+    let ring = world.active_grants();
+    for round in 0..200u64 {
+        let data = world.memory.grant(world.service.domid, 11, Access::ReadWrite).unwrap();
+        let operation = if round % 2 == 0 { BLKIF_OP_READ } else { BLKIF_OP_WRITE };
+        disk.put(&[rw(operation, round, round, &data.refs)]);
+        assert_eq!(disk.responses(1)[0].status, 0);
+        assert_eq!(world.active_grants(), ring);
+        world.memory.end(data).unwrap();
+    }
+    // A page that cannot be mapped is an error of its request alone.
+    let slot = rw(BLKIF_OP_READ, 999, 0, &[GrantRef(60_000)]);
+    disk.put(&[slot]);
+    assert_eq!(disk.responses(1)[0].status, -1);
+    let stats = disk.settled_stats();
+    assert_eq!((stats.map_calls, stats.unmap_calls), (202, 200), "the ring, and each request");
+    disk.close();
+    assert_eq!(world.active_grants(), 0);
 }

@@ -22,7 +22,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blkback::config::{DiskKind, FaultParams, Offer};
+use blkback::config::{DiskKind, FaultParams, Offer, Transient};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -92,6 +92,8 @@ pub struct Backend {
     pub threads: usize,
     /// Where the data of a request goes.
     pub data_path: DataPath,
+    /// How the pages of frontends without persistent grants are reached on the zero-copy path: `auto`, `copy`, `map`.
+    pub transient: Transient,
 }
 
 impl Default for Backend {
@@ -106,6 +108,7 @@ impl Default for Backend {
             initwait_dwell_ms: 500,
             threads: 0,
             data_path: DataPath::Auto,
+            transient: Transient::Auto,
         }
     }
 }

@@ -172,6 +172,7 @@ impl Supervisor {
                 negotiated,
                 disk: volume.disk.clone(),
                 fixed_buffers: self.config.backend.fixed_buffers,
+                transient: self.config.backend.transient,
                 zero_copy: self.zero_copy,
             };
             Package::new(&self.world, self.own, connect, volume.fd.as_ref().map(AsFd::as_fd))
