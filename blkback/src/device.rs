@@ -78,6 +78,13 @@ pub enum Report {
         /// Device number.
         devid: u32,
     },
+    /// Asked for: every queue takes requests up to the new size.
+    Resized {
+        /// Device number.
+        devid: u32,
+        /// The size, in 512-byte sectors.
+        sectors: u64,
+    },
     /// A flush failed: none of the disk succeeds from now on.
     FlushFailed {
         /// Device number.
@@ -112,6 +119,8 @@ struct Device {
     failure: Option<String>,
     path: String,
     broken: bool,
+    /// The size that is being told to the queues, and how many know it.
+    resizing: (u64, usize),
 }
 
 impl Device {
@@ -181,6 +190,7 @@ impl Worker {
             failure: None,
             path: String::new(),
             broken: false,
+            resizing: (0, 0),
         };
         self.devices.insert(devid, device);
         let shared = self.shared(&connect);
@@ -214,6 +224,16 @@ impl Worker {
         }
     }
 
+    /// The volume of a disk has grown to `sectors` of 512 bytes; [`Report::Resized`] follows once no queue refuses what
+    /// lies in the new part.
+    pub fn resize(&mut self, devid: u32, sectors: u64) {
+        let Some(device) = self.devices.get_mut(&devid) else { return };
+        device.resizing = (sectors, 0);
+        for (sender, _) in &self.threads {
+            sender.send(Message::Resize { devid, sectors });
+        }
+    }
+
     /// Takes nothing more of a disk's, finishes what is in flight, unmaps; [`Report::Closed`] follows.
     pub fn disconnect(&mut self, devid: u32) {
         for (sender, _) in &self.threads {
@@ -242,6 +262,7 @@ impl Worker {
         | FromThread::Failed { devid, .. }
         | FromThread::Broken { devid, .. }
         | FromThread::Trouble { devid, .. }
+        | FromThread::Resized { devid, .. }
         | FromThread::Drained { devid }) = message;
         let device = self.devices.get_mut(&devid)?;
         let mut answered = true;
@@ -250,6 +271,14 @@ impl Worker {
                 return (!std::mem::replace(&mut device.broken, true)).then_some(Report::Broken { devid, reason });
             }
             FromThread::Trouble { trouble, .. } => return Some(device.trouble(devid, trouble)),
+            FromThread::Resized { sectors, queues, .. } => {
+                if device.resizing.0 != sectors {
+                    return None;
+                }
+                device.resizing.1 += queues;
+                let all = queues > 0 && device.resizing.1 == device.queues;
+                return all.then_some(Report::Resized { devid, sectors });
+            }
             FromThread::Attached { path, .. } => {
                 device.attached += 1;
                 device.path = path;

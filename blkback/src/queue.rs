@@ -165,6 +165,11 @@ impl BlkQueue {
         }
     }
 
+    /// The disk has grown.
+    pub fn resize(&mut self, sectors: u64) {
+        self.sectors = sectors;
+    }
+
     /// Looks again at what was put aside: another queue has become quiet, or has opened the gate.
     pub fn wake(&mut self) {
         self.retry = true;

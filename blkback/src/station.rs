@@ -46,6 +46,7 @@ pub(crate) enum Message {
     Attach(Box<Attach>),
     Drain { devid: u32 },
     Resume { devid: u32 },
+    Resize { devid: u32, sectors: u64 },
     Wake { devid: u32, index: usize },
     Erased { devid: u32, index: usize, erased: Erased },
     Stop,
@@ -56,6 +57,7 @@ pub(crate) enum FromThread {
     Attached { devid: u32, path: String },
     Failed { devid: u32, reason: String },
     Broken { devid: u32, reason: String },
+    Resized { devid: u32, sectors: u64, queues: usize },
     Drained { devid: u32 },
 }
 
@@ -111,6 +113,11 @@ impl Control<BlkQueue> for Station {
                         queue.resume(core)
                     }
                 });
+            }
+            Message::Resize { devid, sectors } => {
+                let queues = reactor.queues().filter(|queue| queue.name().0 == devid);
+                let queues = queues.map(|queue| queue.resize(sectors)).count();
+                self.outbox.send(FromThread::Resized { devid, sectors, queues });
             }
             Message::Wake { devid, index } => {
                 reactor.queues().filter(|queue| queue.name() == (devid, index)).for_each(BlkQueue::wake);

@@ -6,6 +6,8 @@
 //!   Start{version, world, guest, threads}  -->  starts its threads; fds: per thread event channels, fence
 //!   Connect{connect, volume}               -->  fds: [volume], meter, per queue journal and grants
 //!   Disconnect{devid}                      -->  drains, unmaps
+//!   Resize{devid, sectors}                 -->  lets requests reach the new size
+//!   Resume{devid}                          -->  tries held requests again, trusts flushes again
 //!                                         <--   Report (blkback::device)
 //! ```
 //!
@@ -24,7 +26,7 @@ use crate::keeper::wire;
 use crate::world::Kind;
 
 /// Changes whenever a message does: supervisor and worker are the same binary, except while it is being replaced.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What the supervisor tells a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,6 +51,18 @@ pub enum Order {
     },
     /// Stop serving a disk.
     Disconnect {
+        /// Which.
+        devid: u32,
+    },
+    /// A disk has grown.
+    Resize {
+        /// Which.
+        devid: u32,
+        /// To how many sectors of 512 bytes.
+        sectors: u64,
+    },
+    /// The operator says that a disk's volume is well again.
+    Resume {
         /// Which.
         devid: u32,
     },

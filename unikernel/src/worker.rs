@@ -91,6 +91,8 @@ fn obey(
     match order {
         Order::Start { .. } => return Err(invalid("a second start message")),
         Order::Disconnect { devid } if served.contains(&devid) => worker.disconnect(devid),
+        Order::Resize { devid, sectors } => worker.resize(devid, sectors),
+        Order::Resume { devid } => worker.resume(devid),
         Order::Disconnect { devid } => channel.send(&Report::Closed { devid }, &[])?,
         Order::Connect { connect, volume } => {
             let devid = connect.devid;

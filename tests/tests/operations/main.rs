@@ -3,6 +3,7 @@
 
 mod block_device;
 mod memory;
+mod online;
 #[path = "../rig/mod.rs"]
 mod rig;
 

@@ -7,6 +7,7 @@ use grant::meter::Meter;
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{Parts, Service};
 
+use super::grow::Change;
 use super::nodes::Description;
 use super::takeover::Record;
 use super::volume::Opened;
@@ -57,6 +58,10 @@ pub struct Device {
     pub busy: bool,
     /// The I/O of its dead worker does not end.
     pub held: bool,
+    /// What the volume said while the guest waits for it (`on-error = "hold"`).
+    pub holding: Option<String>,
+    /// How the size of its volume changes.
+    pub size: Change,
     /// Why it is not served.
     pub reason: String,
     /// The data path.
@@ -88,6 +93,8 @@ impl Device {
             refused: false,
             busy: false,
             held: false,
+            holding: None,
+            size: Change::default(),
             reason: String::new(),
             path: String::new(),
             timer: None,
@@ -139,6 +146,7 @@ impl Device {
             (_, Service::Draining) => Phase::Closing,
             (XenbusState::Closed, _) => Phase::Closed,
             (XenbusState::Closing, _) => Phase::Closing,
+            (XenbusState::Connected, _) if self.holding.is_some() => Phase::Held,
             (XenbusState::Connected, _) => Phase::Connected,
             (_, Service::Connecting | Service::Connected) => Phase::Connecting,
             (XenbusState::InitWait, _) => Phase::Ready,
@@ -146,9 +154,29 @@ impl Device {
         }
     }
 
+    /// What is wrong with a disk that is served all the same.
+    fn trouble(&self) -> String {
+        let mut troubles = Vec::new();
+        if let Some(why) = &self.holding {
+            troubles.push(format!("the guest waits for its volume, which says: {why}"));
+        }
+        let Some(volume) = &self.volume else { return troubles.join("; ") };
+        if volume.disk.flush_failed {
+            troubles.push("flush failed: every flush fails until the disk is detached and attached, or resumed".into());
+        }
+        if let Some(bytes) = self.size.shrunk {
+            let old = volume.disk.sectors * 512;
+            troubles.push(format!(
+                "its volume has shrunk to {bytes} bytes, the guest still has {old}: what lies behind the end fails"
+            ));
+        }
+        troubles.join("; ")
+    }
+
     /// The reason that goes with the phase.
     pub fn published_reason(&self, phase: Phase) -> String {
         match phase {
+            Phase::Connected | Phase::Held if self.service == Service::Connected => self.trouble(),
             Phase::Held if self.reason.is_empty() => {
                 format!("its last I/O has not ended after {} s", DRAIN_PATIENCE.as_secs())
             }

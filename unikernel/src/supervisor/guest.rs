@@ -158,6 +158,14 @@ impl Guest {
         self.channel.send(&Order::Disconnect { devid }, &[])
     }
 
+    /// Tells the worker that a disk has grown; it answers `Resized`.
+    ///
+    /// # Errors
+    /// As [`Guest::connect`].
+    pub fn resize(&self, devid: u32, sectors: u64) -> io::Result<()> {
+        self.channel.send(&Order::Resize { devid, sectors }, &[])
+    }
+
     /// The next report, if one waits. Notices the worker's death.
     pub fn next_report(&mut self) -> Option<Report> {
         if self.life != Life::Running {

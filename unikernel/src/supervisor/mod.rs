@@ -6,6 +6,7 @@
 //! supervisor maps no grant and touches no ring.
 
 pub mod device;
+pub mod grow;
 pub mod guest;
 mod medium;
 pub mod nodes;
@@ -103,6 +104,7 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
         retired: Vec::new(),
         sizes: HashMap::new(),
         voices: HashMap::new(),
+        measured: Instant::now(),
         stopping: None,
     };
     supervisor.start()?;
@@ -133,6 +135,8 @@ struct Supervisor {
     sizes: HashMap<String, (u64, String)>,
     /// Bounds the log lines that each guest can cause.
     voices: HashMap<u16, Voice>,
+    /// When the sizes of all volumes in use were looked at.
+    measured: Instant,
     /// Since when we are ending.
     stopping: Option<Instant>,
 }
@@ -178,6 +182,7 @@ impl Supervisor {
             let now = Instant::now();
             self.tend_workers(now);
             self.wake(now);
+            self.measure(now);
             // Devices on their way out first: their volumes may be what others wait for.
             let (leaving, others): (Vec<Name>, Vec<Name>) = std::mem::take(&mut self.dirty)
                 .into_iter()
@@ -287,6 +292,7 @@ impl Supervisor {
         }
         let mut timers: Vec<Instant> = self.devices.values().filter_map(|device| device.timer).collect();
         timers.extend(self.workers.values().filter_map(Guest::deadline));
+        timers.extend(self.measures_at());
         timers.extend(self.stopping.map(|since| since + STOP_PATIENCE));
         timers.extend(self.retired.first().map(|_| Instant::now() + Duration::from_secs(1)));
         let timeout = timers.into_iter().min().map(|at| at.saturating_duration_since(Instant::now()));

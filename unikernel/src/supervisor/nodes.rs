@@ -171,6 +171,24 @@ pub fn announce(
     })
 }
 
+/// Publishes a new size, in one transaction with the state that makes the frontend look at it; false when the device is
+/// not Connected any more.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn resize(store: &mut Client, name: Name, sectors: u64) -> Result<bool, Error> {
+    let dir = name.backend();
+    store.transaction(|tx| {
+        let state = tx.read_optional(&format!("{dir}/state"))?;
+        if state.is_none_or(|state| XenbusState::parse(&state) != XenbusState::Connected) {
+            return Ok(false);
+        }
+        tx.write(&format!("{dir}/sectors"), sectors.to_string().as_bytes())?;
+        backend::write_state(tx, &dir, XenbusState::Connected)?;
+        Ok(true)
+    })
+}
+
 /// Tells the toolstack why a device is not served.
 ///
 /// # Errors

@@ -42,6 +42,7 @@ impl Supervisor {
         | Report::Holding { devid, .. }
         | Report::Resumed { devid }
         | Report::FlushFailed { devid }
+        | Report::Resized { devid, .. }
         | Report::Closed { devid }) = report;
         let name = Name { guest, devid };
         let Some(device) = self.devices.get_mut(&name).filter(|device| device.worker == Some(id)) else {
@@ -64,18 +65,24 @@ impl Supervisor {
                 self.say(name, &format!("the guest broke the protocol and is disconnected: {reason}"));
             }
             Report::Holding { reason, .. } if device.service == Service::Connected => {
-                device.reason = format!("the guest waits for its volume: {reason}");
+                device.holding = Some(reason.clone());
                 self.say(name, &format!("the volume fails and the guest waits: {reason}"));
             }
             Report::Resumed { .. } if device.service == Service::Connected => {
-                device.reason.clear();
+                device.holding = None;
                 self.say(name, "the volume is well again");
             }
-            Report::FlushFailed { .. } if device.service == Service::Connected => {
-                device.reason = "a flush failed: none succeeds from now on".into();
+            Report::Resized { sectors, .. } if device.service == Service::Connected => {
+                Supervisor::resized(device, sectors);
+            }
+            Report::FlushFailed { .. } if device.service != Service::None => {
+                if let Some(volume) = &mut device.volume {
+                    volume.disk.flush_failed = true;
+                }
                 self.say(name, "a flush failed: none succeeds from now on");
             }
             Report::Closed { .. } if device.service == Service::Draining => {
+                device.holding = None;
                 device.service = Service::None;
                 device.draining = None;
                 device.journals.clear();
@@ -112,6 +119,7 @@ impl Supervisor {
                 Life::Held => device.held = true,
                 Life::Fenced => {
                     device.held = false;
+                    device.holding = None;
                     device.service = Service::None;
                     device.worker = None;
                 }

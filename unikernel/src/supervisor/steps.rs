@@ -11,6 +11,7 @@ use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{self, Seen, Service, Step};
 
 use super::device::{Device, WorkerId};
+use super::grow::Change;
 use super::guest::{Guest, Life, Package};
 
 use super::nodes::{self, Name};
@@ -42,6 +43,7 @@ impl Supervisor {
     }
 
     fn steps(&mut self, name: Name) -> Result<(), Error> {
+        self.announce_size(name)?;
         for _ in 0..STEPS {
             let seen = nodes::look(&mut self.store, name)?;
             if !self.devices.contains_key(&name) && !self.adopt(name, &seen)? {
@@ -162,9 +164,17 @@ impl Supervisor {
             Ok(worker) => worker,
             Err(error) => return self.refuse(name, &format!("no worker can be started: {error}"), false),
         };
+        let settled = match self.devices.get_mut(&name).and_then(|device| device.volume.as_mut()) {
+            Some(volume) => volume.settle(),
+            None => return Ok(()),
+        };
+        if let Err(why) = settled {
+            return self.refuse(name, &why, false);
+        }
         let package = {
-            let Some(device) = self.devices.get(&name) else { return Ok(()) };
+            let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
             let Some(volume) = &device.volume else { return Ok(()) };
+            device.size = Change::default();
             let connect = Connect {
                 guest: name.guest,
                 devid: name.devid,

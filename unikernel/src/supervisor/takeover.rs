@@ -47,6 +47,7 @@ pub struct Record {
     offered: bool,
     refused: bool,
     busy: bool,
+    holding: Option<String>,
     reason: String,
     path: String,
     /// The open volume; the first descriptor, if it has one.
@@ -66,6 +67,7 @@ impl Record {
             offered: device.offered,
             refused: device.refused,
             busy: device.busy,
+            holding: device.holding.clone(),
             reason: device.reason.clone(),
             path: device.path.clone(),
             volume: volume.map(|volume| (volume.disk.clone(), volume.path.clone(), volume.fd.is_some())),
@@ -113,6 +115,7 @@ impl Record {
         device.offered = self.offered;
         device.refused = self.refused;
         device.busy = self.busy;
+        device.holding = self.holding;
         device.reason = self.reason;
         device.path = self.path;
         Ok(device)

@@ -33,6 +33,42 @@ pub struct Opened {
     pub path: Option<PathBuf>,
 }
 
+impl Opened {
+    /// How large the volume is now.
+    ///
+    /// # Errors
+    /// What the kernel says; `null` has no size to be looked at.
+    pub fn bytes(&self) -> std::io::Result<u64> {
+        let fd = self.fd.as_ref().ok_or(std::io::ErrorKind::Unsupported)?;
+        // The one call that is right for files and for block devices.
+        Ok(rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0))?)
+    }
+
+    /// The 512-byte sectors of `bytes`, as far as they fill sectors of the medium.
+    pub fn whole_sectors(&self, bytes: u64) -> u64 {
+        let unit = u64::from(self.disk.physical_sector_size.max(self.disk.logical_sector_size)).max(512);
+        bytes / unit * (unit / 512)
+    }
+
+    /// Takes the volume's size as it is now, larger or smaller: for a disk that nobody uses yet.
+    ///
+    /// # Errors
+    /// A sentence when nothing is left of it.
+    pub fn settle(&mut self) -> Result<(), String> {
+        if self.fd.is_none() {
+            return Ok(());
+        }
+        let bytes = self.bytes().map_err(|error| format!("its volume has no size any more: {error}"))?;
+        match self.whole_sectors(bytes) {
+            0 => Err(format!("its volume has shrunk to {bytes} bytes")),
+            sectors => {
+                self.disk.sectors = sectors;
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Why a volume cannot be used. Every text stands alone on its line.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
@@ -215,6 +251,20 @@ mod tests {
         assert!(says(file(0).path()).contains("empty"));
         let text = says(file(1000).path());
         assert!(text.contains("1000 bytes, is no multiple of 512") && text.contains("-s 1024"), "{text}");
+    }
+
+    #[test]
+    fn a_size_is_taken_in_whole_sectors_of_the_medium() {
+        let file = file(8192);
+        let mut opened = open(&volume(file.path()), false).unwrap();
+        opened.disk.physical_sector_size = 4096;
+        file.as_file().set_len(12_287 + 4096).unwrap();
+        assert_eq!(opened.bytes().unwrap(), 12_287 + 4096);
+        opened.settle().unwrap();
+        assert_eq!(opened.disk.sectors, 24);
+        file.as_file().set_len(4095).unwrap();
+        assert!(opened.settle().unwrap_err().contains("4095 bytes"));
+        assert_eq!(opened.disk.sectors, 24);
     }
 
     #[test]
