@@ -113,6 +113,10 @@ struct Entry<Q> {
     masked: bool,
     broken: bool,
     touched: bool,
+    /// Events in a row that brought no work.
+    idle_events: u8,
+    /// Its port stays masked until the next tick.
+    paused: bool,
 }
 
 /// One thread's loop.
@@ -130,6 +134,9 @@ pub struct Reactor<Q: Queue> {
 const POLL_EVENTS: u32 = 0;
 const POLL_INBOX: u32 = 1;
 const TICK: Duration = Duration::from_millis(100);
+/// Events without work in a row after which a port is unmasked only once a tick (XSA-332): no driver that asks before
+/// it tells gets there.
+const IDLE_EVENTS: u8 = 8;
 
 impl<Q: Queue> Reactor<Q> {
     /// A loop without queues.
@@ -155,7 +162,10 @@ impl<Q: Queue> Reactor<Q> {
         }
         self.by_port.insert(port, at);
         // Awake: whatever the peer put before we were there is found in the first pass.
-        self.queues[at] = Some(Entry { queue, port, awake: true, masked: true, broken: false, touched: false });
+        let (idle_events, paused) = (0, false);
+        let entry =
+            Entry { queue, port, awake: true, masked: true, broken: false, touched: false, idle_events, paused };
+        self.queues[at] = Some(entry);
     }
 
     /// All queues.
@@ -203,6 +213,7 @@ impl<Q: Queue> Reactor<Q> {
                 Turn::Busy => {
                     busy = true;
                     entry.touched = true;
+                    (entry.idle_events, entry.paused) = (0, false);
                 }
                 Turn::Broken(reason) => {
                     entry.broken = true;
@@ -263,6 +274,7 @@ impl<Q: Queue> Reactor<Q> {
             match self.by_port.get(port).and_then(|&at| self.queues[at].as_mut()) {
                 Some(entry) => {
                     (entry.awake, entry.masked) = (true, true);
+                    entry.idle_events = entry.idle_events.saturating_add(1);
                     entry.queue.notified();
                 }
                 // A late event of a port that was given up.
@@ -324,7 +336,12 @@ impl<Q: Queue> Reactor<Q> {
                 continue;
             }
             entry.awake = false;
-            if !entry.broken && std::mem::take(&mut entry.masked) {
+            if entry.broken || !entry.masked {
+                continue;
+            }
+            entry.paused = entry.idle_events >= IDLE_EVENTS;
+            if !entry.paused {
+                entry.masked = false;
                 self.ports.push(entry.port);
             }
         }
@@ -338,7 +355,7 @@ impl<Q: Queue> Reactor<Q> {
     }
 
     fn wants_tick(&self) -> bool {
-        self.queues.iter().flatten().any(|entry| entry.queue.wants_tick())
+        self.queues.iter().flatten().any(|entry| entry.paused || entry.queue.wants_tick())
     }
 
     fn tick(&mut self) {
@@ -346,6 +363,10 @@ impl<Q: Queue> Reactor<Q> {
             return;
         }
         self.ticked = self.core.now;
+        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.paused) {
+            // One more event, and the ring is looked at before it is asked for.
+            (entry.awake, entry.paused, entry.idle_events) = (true, false, IDLE_EVENTS - 1);
+        }
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.queue.wants_tick()) {
             entry.queue.tick(&mut self.core);
             entry.touched = true;
