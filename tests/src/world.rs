@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use blkback::config::{Connect, DiskParams, Negotiated, OnError, QueueKeys, Transient};
 use blkback::device::{QueueParts, Report, ThreadParts, Worker, create_journal};
-use blkback::proto::{BlkifRequest64, BlkifRequestSegment, BlkifResponse64};
+use blkback::proto::{Abi, BlkifRequest64, BlkifRequestSegment, BlkifResponse64};
 use blkback::stats::{Stats, snapshot};
 use frontend::blkfront::Options;
 use frontend::hostile::Queue;
@@ -120,6 +120,8 @@ pub struct Shape {
     pub sectors: Option<u64>,
     /// Where the ring's indexes start.
     pub first_index: u32,
+    /// Layout of the ring.
+    pub abi: Abi,
 }
 
 impl Default for Shape {
@@ -140,6 +142,7 @@ impl Default for Shape {
             unit: 512,
             sectors: None,
             first_index: 0,
+            abi: Abi::X86_64,
         }
     }
 }
@@ -185,10 +188,10 @@ impl Disk {
         Disk { worker, fence, lane }
     }
 
-    /// Disconnects and waits until it is done.
+    /// Disconnects and waits until it is done; what the disk had to say before is passed over.
     pub fn close(&mut self) {
         self.worker.disconnect(51712);
-        assert_eq!(wait_report(&mut self.worker), Report::Closed { devid: 51712 });
+        while !matches!(wait_report(&mut self.worker), Report::Closed { devid: 51712 }) {}
     }
 }
 
@@ -235,7 +238,8 @@ impl Lane {
         wrap: impl FnOnce(Box<dyn Grants>) -> Box<dyn Grants>,
     ) -> Result<Lane, String> {
         let service = world.service.domid;
-        let options = Options { ring_order: shape.ring_order, first_index: shape.first_index, ..Options::default() };
+        let Shape { ring_order, first_index, abi, .. } = shape;
+        let options = Options { ring_order, first_index, abi, ..Options::default() };
         let queue = Queue::new(Box::new(memory), Box::new(world.ports(guest)), service, &options).unwrap();
         let ring_refs = queue.ring_grant.refs.iter().map(|gref| gref.0).collect();
         let connect = Connect {
