@@ -1,0 +1,226 @@
+//! A guest with pages to read into and write from, and its end of a disk of several queues.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use blkback::config::{Connect, Negotiated, QueueKeys};
+use blkback::device::{QueueParts, Report, ThreadParts, Worker, create_journal};
+use frontend::blkfront::Options;
+use frontend::hostile::Queue;
+use grant::embedded::{self, Domain, Foreign, GuestMemory};
+use grant::meter::Meter;
+use grant::{Access, DomId, GrantAccess, Granted};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tests::world::{World, wait_report};
+
+use crate::features::Features;
+use crate::wire::{Response, offsets, response};
+
+/// Pages of data that the backend may write to.
+pub const WRITABLE: usize = 508;
+/// Pages of data that it may only read.
+pub const READ_ONLY: usize = 4;
+/// All pages of data.
+pub const PAGES: usize = WRITABLE + READ_ONLY;
+/// Pages with segments of indirect requests.
+pub const LISTS: usize = 96;
+
+pub const PAGE: usize = 4096;
+const DEVID: u32 = 51712;
+/// No request takes this long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One life of a guest.
+pub struct Guest {
+    pub domid: DomId,
+    /// Its life.
+    domain: Option<Domain>,
+    memory: GuestMemory,
+    writable: Granted,
+    read_only: Granted,
+    pub lists: Granted,
+}
+
+impl Guest {
+    pub fn new(world: &World, name: &str) -> Guest {
+        let (domain, mut memory) = world.another_guest(name);
+        let service = world.service.domid;
+        let writable = memory.grant(service, WRITABLE, Access::ReadWrite).unwrap();
+        let read_only = memory.grant(service, READ_ONLY, Access::ReadOnly).unwrap();
+        // Linux grants these read-write as well when grants are persistent.
+        let lists = memory.grant(service, LISTS, Access::ReadWrite).unwrap();
+        Guest { domid: domain.domid, domain: Some(domain), memory, writable, read_only, lists }
+    }
+
+    /// The domain is destroyed; its pages stay as long as somebody has them mapped.
+    pub fn die(&mut self) {
+        self.domain = None;
+    }
+
+    /// The reference of a page of data.
+    pub fn gref(&self, page: usize) -> u32 {
+        match page.checked_sub(WRITABLE) {
+            None => self.writable.refs[page].0,
+            Some(page) => self.read_only.refs[page].0,
+        }
+    }
+
+    /// The page behind a reference.
+    pub fn page_of(&self, gref: u32) -> Option<usize> {
+        (0..PAGES).find(|&page| self.gref(page) == gref)
+    }
+
+    /// The pages in two parts: those before [`WRITABLE`] and the rest.
+    fn place(&self, at: usize) -> (&Granted, usize) {
+        match at.checked_sub(WRITABLE * PAGE) {
+            None => (&self.writable, at),
+            Some(at) => (&self.read_only, at),
+        }
+    }
+
+    pub fn read(&self, at: usize, to: &mut [u8]) {
+        let (pages, at) = self.place(at);
+        pages.memory.pages().read(at, to);
+    }
+
+    pub fn write(&self, at: usize, from: &[u8]) {
+        let (pages, at) = self.place(at);
+        pages.memory.pages().write(at, from);
+    }
+
+    /// All pages of data.
+    pub fn content(&self) -> Vec<u8> {
+        let mut bytes = vec![0; PAGES * PAGE];
+        let (writable, read_only) = bytes.split_at_mut(WRITABLE * PAGE);
+        self.read(0, writable);
+        self.read(WRITABLE * PAGE, read_only);
+        bytes
+    }
+
+    /// Ends all grants, which is refused while the backend has one mapped.
+    pub fn end_grants(mut self) -> Result<(), String> {
+        for granted in [self.writable, self.read_only, self.lists] {
+            self.memory.end(granted).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// A disk with a worker of its own.
+pub struct Attached {
+    worker: Worker,
+    _fence: Vec<OwnedFd>,
+    pub queues: Vec<Queue>,
+}
+
+impl Attached {
+    pub fn connect(world: &World, guest: &Guest, features: &Features, volume: &OwnedFd) -> Attached {
+        let service = world.service.domid;
+        let queues: Vec<Queue> = (0..features.queues)
+            .map(|_| {
+                let options = Options {
+                    ring_order: features.ring_order,
+                    abi: features.abi,
+                    first_index: features.first_index,
+                    ..Options::default()
+                };
+                let events = Box::new(world.ports(guest.domid));
+                Queue::new(Box::new(guest.memory.clone()), events, service, &options).unwrap()
+            })
+            .collect();
+        let keys = |queue: &Queue| QueueKeys {
+            ring_refs: queue.ring_grant.refs.iter().map(|gref| gref.0).collect(),
+            event_channel: queue.port.0,
+        };
+        let connect = Connect {
+            guest: guest.domid.0,
+            devid: DEVID,
+            negotiated: Negotiated {
+                abi: features.abi,
+                persistent: features.persistent,
+                max_indirect: features.max_indirect,
+                queues: queues.iter().map(keys).collect(),
+            },
+            disk: features.disk(),
+            max_persistent: features.max_persistent,
+            fixed_buffers: features.fixed,
+            zero_copy: features.zero_copy,
+            transient: features.transient,
+        };
+        let (fence, threads) = (0..features.threads)
+            .map(|_| {
+                let (fence, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+                (fence, ThreadParts { events: Box::new(world.ports(service)), fence: write_end })
+            })
+            .unzip();
+        let parts = (0..queues.len()).map(|index| {
+            let connection = embedded::connect(world.dir.path(), service).unwrap();
+            let grants = Box::new(Foreign::new(connection, guest.domid).unwrap());
+            QueueParts { journal: create_journal(&connect, index).unwrap(), grants }
+        });
+        let (parts, meter) = (parts.collect(), Meter::create(queues.len()).unwrap());
+        let mut worker = Worker::start(guest.domid, threads).unwrap();
+        worker.connect(connect, Some(volume.try_clone().unwrap()), meter, parts).unwrap();
+        match wait_report(&mut worker) {
+            Report::Connected { .. } => Attached { worker, _fence: fence, queues },
+            other => panic!("{other:?} with {features:?}"),
+        }
+    }
+
+    /// Waits until a queue has responses, and takes all of it.
+    pub fn responses(&mut self, features: &Features) -> Result<Vec<(usize, Response)>, String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut taken = Vec::new();
+            for (index, queue) in self.queues.iter_mut().enumerate() {
+                while queue.ring.final_check().map_err(|error| error.to_string())? {
+                    let mut bytes = vec![0; offsets(features.abi).response];
+                    queue.ring.take(&mut bytes);
+                    taken.push((index, response(features.abi, &bytes)));
+                }
+            }
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("no response; the worker says {:?}", self.worker.next_report()));
+            }
+            self.wait().map_err(|error| error.to_string())?;
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        let mut fds: Vec<PollFd<'_>> =
+            self.queues.iter().map(|queue| PollFd::from_borrowed_fd(queue.events.fd(), PollFlags::IN)).collect();
+        poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }))?;
+        for queue in &mut self.queues {
+            let mut ports = Vec::new();
+            queue.events.pending(&mut ports)?;
+            queue.events.unmask(&ports)?;
+        }
+        Ok(())
+    }
+
+    /// Has the backend let go of everything; what it answered meanwhile comes back.
+    pub fn close(mut self, features: &Features) -> Result<Vec<(usize, Response)>, String> {
+        self.worker.disconnect(DEVID);
+        match wait_report(&mut self.worker) {
+            Report::Closed { .. } => {}
+            other => return Err(format!("{other:?} instead of closed")),
+        }
+        let mut taken = Vec::new();
+        for (index, mut queue) in self.queues.into_iter().enumerate() {
+            while queue.ring.unconsumed().map_err(|error| error.to_string())? > 0 {
+                let mut bytes = vec![0; offsets(features.abi).response];
+                queue.ring.take(&mut bytes);
+                taken.push((index, response(features.abi, &bytes)));
+            }
+            // The port of a guest that died is gone with it.
+            let _ = queue.events.unbind(queue.port);
+            drop(queue.ring);
+            queue.grants.end(queue.ring_grant).map_err(|error| error.to_string())?;
+        }
+        Ok(taken)
+    }
+}
