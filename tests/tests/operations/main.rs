@@ -2,6 +2,7 @@
 //! hand.
 
 mod block_device;
+mod crowd;
 mod memory;
 mod online;
 #[path = "../rig/mod.rs"]

@@ -207,9 +207,17 @@ impl Rig {
     /// Starts a host.
     #[track_caller]
     pub fn new() -> Rig {
+        Rig::with(&[])
+    }
+
+    /// [`Rig::new`] with more arguments for the host.
+    #[track_caller]
+    pub fn with(more: &[&str]) -> Rig {
         let dir = tempfile::tempdir().expect("a directory");
-        let host =
-            Daemon::start(windsor().args(["host", "--dir"]).arg(dir.path().join("d")), dir.path().join("host.log"));
+        let host = Daemon::start(
+            windsor().args(["host", "--dir"]).arg(dir.path().join("d")).args(more),
+            dir.path().join("host.log"),
+        );
         Rig { daemons: Vec::new(), host: Some(host), dir }
     }
 

@@ -131,6 +131,11 @@ impl Device {
         self.reason = why.into();
     }
 
+    /// Does it wait for its guest, or is it used by it?
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, XenbusState::InitWait | XenbusState::Connected | XenbusState::Closing)
+    }
+
     /// Is it on its way out, so that its volume will be free?
     pub fn is_leaving(&self) -> bool {
         self.service == Service::Draining || matches!(self.state, XenbusState::Closing | XenbusState::Closed)

@@ -6,8 +6,6 @@
 //! measured: smaller: refused; the guest keeps its size, and status says why
 //! ```
 
-use std::time::{Duration, Instant};
-
 use xenstore::Error;
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::Service;
@@ -16,9 +14,6 @@ use super::Supervisor;
 use super::device::Device;
 use super::guest::Life;
 use super::nodes::{self, Name};
-
-/// Between two measurements of all volumes: a guest is to see a new size within a second.
-pub const PAUSE: Duration = Duration::from_millis(400);
 
 /// How the size of a volume in use is changing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,17 +35,8 @@ impl Device {
 }
 
 impl Supervisor {
-    /// When [`Supervisor::measure`] is to be called next; never while nothing can grow.
-    pub(super) fn measures_at(&self) -> Option<Instant> {
-        self.devices.values().any(Device::is_measured).then_some(self.measured + PAUSE)
-    }
-
-    /// Measures the volumes in use, when it is time.
-    pub(super) fn measure(&mut self, now: Instant) {
-        if now.duration_since(self.measured) < PAUSE {
-            return;
-        }
-        self.measured = now;
+    /// Measures the volumes in use.
+    pub(super) fn measure(&mut self) {
         let mut shrunk = Vec::new();
         for (&name, device) in self.devices.iter_mut().filter(|(_, device)| device.is_measured()) {
             let Some(volume) = &device.volume else { continue };

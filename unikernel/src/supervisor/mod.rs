@@ -6,6 +6,7 @@
 //! supervisor maps no grant and touches no ring.
 
 pub mod device;
+mod events;
 pub mod grow;
 pub mod guest;
 mod medium;
@@ -24,13 +25,12 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use blkback::stats;
 use grant::DomId;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xenstore::xenbus::backend::Service;
-use xenstore::{Client, Store, WatchEvent};
+use xenstore::{Client, Store};
 
 use crate::config::{Config, DataPath};
 use crate::keeper::Keeper;
@@ -46,6 +46,9 @@ use voice::Voice;
 const MAX_DEVICES: usize = 1024;
 /// How long everything may take to close when we are asked to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(12);
+
+/// Between two looks at what nobody tells of: a guest is to see a new size within a second.
+const ROUND: Duration = Duration::from_millis(400);
 
 /// Why a supervisor ended.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +92,6 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
     let mut supervisor = Supervisor {
         world,
         own: DomId(domid),
-        prefix: format!("/local/domain/{domid}/"),
         config,
         zero_copy,
         generation: client.generation(),
@@ -104,7 +106,8 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
         retired: Vec::new(),
         sizes: HashMap::new(),
         voices: HashMap::new(),
-        measured: Instant::now(),
+        looked: Instant::now(),
+        visited: None,
         stopping: None,
     };
     supervisor.start()?;
@@ -114,8 +117,6 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
 struct Supervisor {
     world: World,
     own: DomId,
-    /// `/local/domain/OWN/`: watches are set on absolute paths.
-    prefix: String,
     config: Config,
     zero_copy: bool,
     store: Client,
@@ -135,8 +136,10 @@ struct Supervisor {
     sizes: HashMap<String, (u64, String)>,
     /// Bounds the log lines that each guest can cause.
     voices: HashMap<u16, Voice>,
-    /// When the sizes of all volumes in use were looked at.
-    measured: Instant,
+    /// When we looked around last.
+    looked: Instant,
+    /// The guest that was visited last.
+    visited: Option<u16>,
     /// Since when we are ending.
     stopping: Option<Instant>,
 }
@@ -149,10 +152,7 @@ impl Supervisor {
         }
         self.store.write(&format!("{}/name", publish::ROOT), self.config.vm.name.as_bytes())?;
         self.check_volumes()?;
-        let tree = format!("{}backend", self.prefix);
-        self.store.watch(&tree, "backend")?;
-        let sample = format!("{}{}/sample", self.prefix, publish::ROOT);
-        self.store.watch(&sample, "sample")?;
+        self.listen()?;
         self.walk()?;
         self.store.write(&format!("{}/ready", publish::ROOT), b"1")?;
         if !taken_over {
@@ -164,25 +164,13 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Every device there is, in whatever state.
-    fn walk(&mut self) -> Result<(), SupervisorError> {
-        for guest in self.store.list(nodes::TREE)? {
-            for devid in self.store.list(&format!("{}/{guest}", nodes::TREE))? {
-                if let Some(name) = Name::parse(&guest, &devid) {
-                    self.dirty.insert(name);
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn serve(&mut self) -> Result<(), SupervisorError> {
         loop {
             self.events()?;
             let now = Instant::now();
             self.tend_workers(now);
             self.wake(now);
-            self.measure(now);
+            self.look_around(now)?;
             // Devices on their way out first: their volumes may be what others wait for.
             let (leaving, others): (Vec<Name>, Vec<Name>) = std::mem::take(&mut self.dirty)
                 .into_iter()
@@ -197,64 +185,6 @@ impl Supervisor {
         }
     }
 
-    /// Takes every event that is there.
-    fn events(&mut self) -> Result<(), SupervisorError> {
-        while let Some(event) = self.store.next_event(Some(Duration::ZERO))? {
-            self.event(&event)?;
-        }
-        self.returned()
-    }
-
-    /// A watch has fired.
-    fn event(&mut self, event: &WatchEvent) -> Result<(), SupervisorError> {
-        match event.token.as_str() {
-            "sample" => self.sample()?,
-            "backend" => self.backend_event(&event.path)?,
-            // The frontend of a device: the token is the device's name.
-            token => {
-                let mut parts = token.splitn(3, '-').skip(1);
-                if let (Some(guest), Some(devid)) = (parts.next(), parts.next()) {
-                    self.dirty.extend(Name::parse(guest, devid));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn backend_event(&mut self, path: &str) -> Result<(), SupervisorError> {
-        let tree = format!("{}{}", self.prefix, nodes::TREE);
-        let mut parts = path.strip_prefix(&tree).unwrap_or_default().trim_start_matches('/').split('/');
-        match (parts.next().filter(|part| !part.is_empty()), parts.next(), parts.next()) {
-            (Some(guest), Some(devid), key) => {
-                // Our own writes come back as events: only two keys are somebody else's to change.
-                if matches!(key, None | Some("state" | "online")) {
-                    self.dirty.extend(Name::parse(guest, devid));
-                }
-            }
-            // A directory above came or went: whatever is below it may have.
-            _ => {
-                self.dirty.extend(self.devices.keys().copied());
-                self.walk()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Brings all published numbers up to date.
-    fn sample(&mut self) -> Result<(), SupervisorError> {
-        let Some(token) = self.store.text(&format!("{}/sample", publish::ROOT))? else {
-            return Ok(());
-        };
-        for (name, device) in &self.devices {
-            let Some((_, meter)) = &device.meter else { continue };
-            let text = serde_json::to_vec(&stats::snapshot(meter)).map_err(io::Error::from)?;
-            let node = format!("{}/stats", publish::device(name.guest, name.devid));
-            self.store.write(&node, &text)?;
-        }
-        self.store.write(&format!("{}/sampled", publish::ROOT), token.as_bytes())?;
-        Ok(())
-    }
-
     /// Devices whose time has come.
     fn wake(&mut self, now: Instant) {
         for (name, device) in &mut self.devices {
@@ -263,6 +193,16 @@ impl Supervisor {
                 self.dirty.insert(*name);
             }
         }
+    }
+
+    /// Looks, when it is time, at what nobody tells of: how large the volumes are, and whether guests are still there.
+    fn look_around(&mut self, now: Instant) -> Result<(), SupervisorError> {
+        if now.duration_since(self.looked) < ROUND {
+            return Ok(());
+        }
+        self.looked = now;
+        self.measure();
+        self.visit()
     }
 
     fn is_done(&self, now: Instant) -> bool {
@@ -286,13 +226,13 @@ impl Supervisor {
     /// Waits for something to happen.
     fn sleep(&mut self) -> Result<(), SupervisorError> {
         // Looking at devices has read from the store's socket, and may have read events off it.
-        self.events()?;
-        if !self.dirty.is_empty() {
+        let more = self.events()?;
+        if more || !self.dirty.is_empty() {
             return Ok(());
         }
         let mut timers: Vec<Instant> = self.devices.values().filter_map(|device| device.timer).collect();
         timers.extend(self.workers.values().filter_map(Guest::deadline));
-        timers.extend(self.measures_at());
+        timers.extend(self.devices.first_key_value().map(|_| self.looked + ROUND));
         timers.extend(self.stopping.map(|since| since + STOP_PATIENCE));
         timers.extend(self.retired.first().map(|_| Instant::now() + Duration::from_secs(1)));
         let timeout = timers.into_iter().min().map(|at| at.saturating_duration_since(Instant::now()));

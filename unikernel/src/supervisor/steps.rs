@@ -123,8 +123,6 @@ impl Supervisor {
         }
         let refused = device.refused.then(|| device.reason.clone());
         self.devices.insert(name, device);
-        // The first event comes at once and is one look too many, which does no harm.
-        self.store.watch(&format!("{}/state", name.frontend()), &name.to_string())?;
         if let Some(why) = refused {
             self.refuse(name, &why, false)?;
         }
@@ -279,10 +277,6 @@ impl Supervisor {
                 tracing::error!(%error, "the keeper does not forget a device");
             }
             self.tell(name, "gone");
-            match self.store.unwatch(&format!("{}/state", name.frontend()), &name.to_string()) {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
         }
         self.publish_volumes()?;
         if self.devices.keys().all(|other| other.guest != name.guest) {

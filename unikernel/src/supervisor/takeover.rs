@@ -227,7 +227,6 @@ impl Supervisor {
         let record = Record::read(fds.next()?).ok()?;
         let mut device = record.device(fds).ok()?;
         device.timer = Some(Instant::now());
-        self.store.watch(&format!("{}/state", name.frontend()), &name.to_string()).ok()?;
         self.devices.insert(name, device);
         Some(())
     }
