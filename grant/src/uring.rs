@@ -8,6 +8,9 @@
 //! Its reader sees a hang-up exactly when the kernel has finished with every request of the ring (DESIGN, "Built for
 //! recovery"). The slot is never updated and the table never unregistered.
 
+mod buffers;
+mod entries;
+
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,7 +18,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, Submitter, opcode, types};
+use io_uring::{IoUring, opcode, types};
+
+pub use buffers::BufferTable;
+use entries::{gather, many_fixed, many_plain, one_fixed, one_plain};
 
 use crate::arena::Arena;
 use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
@@ -142,39 +148,6 @@ impl Completion {
                 }
             }
             _ => Outcome::Done,
-        }
-    }
-}
-
-/// The ring's table of fixed buffers.
-pub struct BufferTable<'a> {
-    submitter: Submitter<'a>,
-    vacant: &'a mut Vec<u16>,
-}
-
-impl BufferTable<'_> {
-    /// Registers a mapping; `None` when the kernel refuses this mapping or the table is full.
-    pub(crate) fn insert(&mut self, pages: &Pages) -> Option<u16> {
-        let slot = self.vacant.pop()?;
-        let address = pages.address(0, pages.len())?;
-        let buffer = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: pages.len() };
-        // SAFETY: the mapping outlives its registration: Memory::free removes the buffer before it unmaps.
-        let result = unsafe { self.submitter.register_buffers_update(u32::from(slot), &[buffer], None) };
-        if let Err(error) = result {
-            tracing::debug!(%error, bytes = pages.len(), "not usable as a fixed buffer");
-            self.vacant.push(slot);
-            return None;
-        }
-        Some(slot)
-    }
-
-    /// Takes a mapping out of the table.
-    pub(crate) fn remove(&mut self, slot: u16) {
-        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        // SAFETY: an empty entry refers to no memory.
-        match unsafe { self.submitter.register_buffers_update(u32::from(slot), &[nothing], None) } {
-            Ok(()) => self.vacant.push(slot),
-            Err(error) => tracing::error!(%error, slot, "a fixed buffer could not be unregistered"),
         }
     }
 }
@@ -602,76 +575,5 @@ impl Drop for Uring {
                 tracing::error!(%error, "unmapping at the end failed");
             }
         }
-    }
-}
-
-/// Appends the vectors for `len` bytes from byte `start` of `spans`, neighbours joined. Returns the region when
-/// they all lie in one.
-#[inline]
-fn gather(memory: &Memory, vectors: &mut Vec<libc::iovec>, spans: &[Span], start: u32, len: u32) -> Option<RegionId> {
-    let (mut skip, mut left) = (start, len);
-    let mut last: Option<Span> = None;
-    let mut region = spans.first().map(|span| span.region);
-    for span in spans {
-        if skip >= span.len {
-            skip -= span.len;
-            continue;
-        }
-        let part = Span { offset: span.offset + skip, len: (span.len - skip).min(left), ..*span };
-        skip = 0;
-        left -= part.len;
-        last = Some(match last {
-            Some(before) if before.continues(&part) => {
-                let joined = vectors.last_mut().expect("a vector of the span before");
-                joined.iov_len += part.len as usize;
-                Span { len: before.len + part.len, ..before }
-            }
-            _ => {
-                let pages = memory.pages(part.region).expect("a live region");
-                let address = pages.address(part.offset as usize, part.len as usize).expect("inside of the region");
-                vectors.push(libc::iovec { iov_base: address.as_ptr().cast(), iov_len: part.len as usize });
-                part
-            }
-        });
-        if region != Some(part.region) {
-            region = None;
-        }
-        if left == 0 {
-            break;
-        }
-    }
-    assert_eq!(left, 0, "a transfer longer than its memory");
-    region
-}
-
-fn one_fixed(transfer: &Transfer, vector: &libc::iovec, buffer: u16) -> Entry {
-    let (file, base, len) = (types::Fixed(transfer.file.0), vector.iov_base.cast::<u8>(), transfer.len);
-    match transfer.direction {
-        Direction::Read => opcode::ReadFixed::new(file, base, len, buffer).offset(transfer.at).build(),
-        Direction::Write => opcode::WriteFixed::new(file, base, len, buffer).offset(transfer.at).build(),
-    }
-}
-
-fn one_plain(transfer: &Transfer, vector: &libc::iovec) -> Entry {
-    let (file, base, len) = (types::Fixed(transfer.file.0), vector.iov_base.cast::<u8>(), transfer.len);
-    match transfer.direction {
-        Direction::Read => opcode::Read::new(file, base, len).offset(transfer.at).build(),
-        Direction::Write => opcode::Write::new(file, base, len).offset(transfer.at).build(),
-    }
-}
-
-fn many_fixed(transfer: &Transfer, vectors: &[libc::iovec], buffer: u16) -> Entry {
-    let (file, first, count) = (types::Fixed(transfer.file.0), vectors.as_ptr(), vectors.len() as u32);
-    match transfer.direction {
-        Direction::Read => opcode::ReadvFixed::new(file, first, count, buffer).offset(transfer.at).build(),
-        Direction::Write => opcode::WritevFixed::new(file, first, count, buffer).offset(transfer.at).build(),
-    }
-}
-
-fn many_plain(transfer: &Transfer, vectors: &[libc::iovec]) -> Entry {
-    let (file, first, count) = (types::Fixed(transfer.file.0), vectors.as_ptr(), vectors.len() as u32);
-    match transfer.direction {
-        Direction::Read => opcode::Readv::new(file, first, count).offset(transfer.at).build(),
-        Direction::Write => opcode::Writev::new(file, first, count).offset(transfer.at).build(),
     }
 }
