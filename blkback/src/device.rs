@@ -18,6 +18,7 @@ use grant::{DomId, EventChannel, Grants};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Connect;
+use crate::disk::{self, Open};
 use crate::gate::Gate;
 use crate::hold::Trouble;
 use crate::proto::BlkifRequestSegment;
@@ -146,13 +147,22 @@ impl Worker {
     /// # Errors
     /// What the kernel says: io_uring may be forbidden, see [`grant::caps::check_io_uring`].
     pub fn start(guest: DomId, threads: Vec<ThreadParts>) -> io::Result<Worker> {
+        Worker::start_with(guest, threads, Arc::new(disk::open))
+    }
+
+    /// The same with another way to open disks.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub fn start_with(guest: DomId, threads: Vec<ThreadParts>, open: Open) -> io::Result<Worker> {
         let (outbox, inbox) = mailbox()?;
         let (ready, started) = crossbeam::channel::bounded(threads.len());
         let mut running = Vec::with_capacity(threads.len());
         for (number, parts) in threads.into_iter().enumerate() {
             let (sender, receiver) = mailbox()?;
             let (outbox, own, ready) = (outbox.clone(), sender.clone(), ready.clone());
-            let body = move || station::run(guest, parts, &receiver, (own, outbox), &ready);
+            let open = Arc::clone(&open);
+            let body = move || station::run(guest, (parts, open), &receiver, (own, outbox), &ready);
             running.push((sender, std::thread::Builder::new().name(format!("queues-{number}")).spawn(body)?));
         }
         drop(ready);

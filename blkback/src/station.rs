@@ -16,7 +16,7 @@ use grant::{Access, DomId, GrantRef, Grants, Port, SharedMemory};
 use crate::config::{Connect, Transient};
 use crate::data::{Data, Setup};
 use crate::device::{QueueParts, ThreadParts};
-use crate::disk::{self, Disk, Erased, Eraser};
+use crate::disk::{Disk, Erased, Eraser, Open};
 use crate::gate::{Gate, Pass};
 use crate::hold::{Hold, Trouble};
 use crate::proto::MAX_SEGMENTS;
@@ -64,7 +64,7 @@ pub(crate) enum FromThread {
 /// A thread's life: its ring, then messages until the last.
 pub(crate) fn run(
     guest: DomId,
-    parts: ThreadParts,
+    (parts, open): (ThreadParts, Open),
     inbox: &Inbox<Message>,
     (own, outbox): (Outbox<Message>, Outbox<FromThread>),
     ready: &crossbeam::channel::Sender<io::Result<()>>,
@@ -78,12 +78,13 @@ pub(crate) fn run(
     };
     let _ = ready.send(Ok(()));
     let mut reactor = Reactor::new(uring, parts.events);
-    reactor.run(inbox, &mut Station { guest, own, outbox, files: HashMap::new() });
+    reactor.run(inbox, &mut Station { guest, open, own, outbox, files: HashMap::new() });
 }
 
 /// The control half of a thread.
 struct Station {
     guest: DomId,
+    open: Open,
     /// To this thread itself.
     own: Outbox<Message>,
     outbox: Outbox<FromThread>,
@@ -269,7 +270,7 @@ impl Station {
         };
         let eraser = device.map(|device| Eraser::start(device, tell)).transpose();
         let eraser = eraser.map_err(|error| format!("a thread for discards: {error}"))?;
-        disk::open(&connect.disk, file, eraser).ok_or_else(|| "the volume's descriptor is missing".into())
+        (self.open)(&connect.disk, file, eraser).ok_or_else(|| "the volume's descriptor is missing".into())
     }
 
     fn acquire_file(&mut self, core: &mut Core, devid: u32, volume: Option<&OwnedFd>) -> io::Result<Option<FileSlot>> {

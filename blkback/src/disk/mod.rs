@@ -9,6 +9,7 @@ mod fault;
 mod null;
 mod raw;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use grant::memory::{RegionId, Span};
@@ -120,6 +121,9 @@ pub trait Disk: Send {
     fn limits(&self) -> DiskLimits;
 }
 
+/// How a worker comes to the disks behind its queues: [`open`], or something of its owner's around that.
+pub type Open = Arc<dyn Fn(&DiskParams, Option<FileSlot>, Option<Eraser>) -> Option<Box<dyn Disk>> + Send + Sync>;
+
 /// The disk a description asks for; `file` is the volume in the ring's table. `eraser` discards on block devices.
 pub fn open(params: &DiskParams, file: Option<FileSlot>, eraser: Option<Eraser>) -> Option<Box<dyn Disk>> {
     let disk: Box<dyn Disk> = match (params.kind, file) {
@@ -176,6 +180,11 @@ impl Io<'_> {
     pub fn erase(&mut self, job: &Job, eraser: &Eraser, at: u64, len: u64, secure: bool) {
         *self.pending += 1;
         eraser.erase(job.slot, at, len, secure);
+    }
+
+    /// The job's memory: where each byte of it is, in order.
+    pub fn spans(&self) -> &[Span] {
+        self.spans
     }
 
     /// Comes back after `delay`.
