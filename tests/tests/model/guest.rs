@@ -1,20 +1,24 @@
 //! A guest with pages to read into and write from, and its end of a disk of several queues.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blkback::config::{Connect, Negotiated, QueueKeys};
 use blkback::device::{QueueParts, Report, ThreadParts, Worker, create_journal};
+use blkback::disk::{self, Open};
 use frontend::blkfront::Options;
 use frontend::hostile::Queue;
 use grant::embedded::{self, Domain, Foreign, GuestMemory};
 use grant::meter::Meter;
-use grant::{Access, DomId, GrantAccess, Granted};
+use grant::{Access, DomId, GrantAccess, Granted, Pages};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tests::world::{World, wait_report};
 
 use crate::features::Features;
+use crate::reference::SECTOR;
 use crate::wire::{Response, offsets, response};
 
 /// Pages of data that the backend may write to.
@@ -31,26 +35,39 @@ const DEVID: u32 = 51712;
 /// No request takes this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One life of a guest.
+/// What stands in a page that nobody may touch.
+const GUARD: [u8; PAGE] = [0x5A; PAGE];
+
+/// One life of a guest. Before and behind each page that it gives to the backend stands a guard page.
 pub struct Guest {
     pub domid: DomId,
     /// Its life.
     domain: Option<Domain>,
     memory: GuestMemory,
-    writable: Granted,
-    read_only: Granted,
-    pub lists: Granted,
+    data: Vec<Granted>,
+    lists: Vec<Granted>,
+    guards: Vec<Granted>,
+    by_gref: HashMap<u32, usize>,
 }
 
 impl Guest {
     pub fn new(world: &World, name: &str) -> Guest {
         let (domain, mut memory) = world.another_guest(name);
         let service = world.service.domid;
-        let writable = memory.grant(service, WRITABLE, Access::ReadWrite).unwrap();
-        let read_only = memory.grant(service, READ_ONLY, Access::ReadOnly).unwrap();
+        let mut guards = Vec::new();
+        let mut fenced = |access| {
+            // To dom0, which has no use for it.
+            guards.push(memory.grant(DomId(0), 1, Access::ReadWrite).unwrap());
+            memory.grant(service, 1, access).unwrap()
+        };
+        let access = |page| if page < WRITABLE { Access::ReadWrite } else { Access::ReadOnly };
+        let data: Vec<Granted> = (0..PAGES).map(|page| fenced(access(page))).collect();
         // Linux grants these read-write as well when grants are persistent.
-        let lists = memory.grant(service, LISTS, Access::ReadWrite).unwrap();
-        Guest { domid: domain.domid, domain: Some(domain), memory, writable, read_only, lists }
+        let lists = (0..LISTS).map(|_| fenced(Access::ReadWrite)).collect();
+        guards.push(memory.grant(DomId(0), 1, Access::ReadWrite).unwrap());
+        guards.iter().for_each(|guard| guard.memory.pages().write(0, &GUARD));
+        let by_gref = data.iter().enumerate().map(|(page, granted)| (granted.refs[0].0, page)).collect();
+        Guest { domid: domain.domid, domain: Some(domain), memory, data, lists, guards, by_gref }
     }
 
     /// The domain is destroyed; its pages stay as long as somebody has them mapped.
@@ -60,47 +77,55 @@ impl Guest {
 
     /// The reference of a page of data.
     pub fn gref(&self, page: usize) -> u32 {
-        match page.checked_sub(WRITABLE) {
-            None => self.writable.refs[page].0,
-            Some(page) => self.read_only.refs[page].0,
-        }
+        self.data[page].refs[0].0
     }
 
     /// The page behind a reference.
     pub fn page_of(&self, gref: u32) -> Option<usize> {
-        (0..PAGES).find(|&page| self.gref(page) == gref)
+        self.by_gref.get(&gref).copied()
     }
 
-    /// The pages in two parts: those before [`WRITABLE`] and the rest.
-    fn place(&self, at: usize) -> (&Granted, usize) {
-        match at.checked_sub(WRITABLE * PAGE) {
-            None => (&self.writable, at),
-            Some(at) => (&self.read_only, at),
-        }
+    pub fn read_sector(&self, sector: usize, to: &mut [u8; SECTOR]) {
+        self.data[sector / 8].memory.pages().read(sector % 8 * SECTOR, to);
     }
 
-    pub fn read(&self, at: usize, to: &mut [u8]) {
-        let (pages, at) = self.place(at);
-        pages.memory.pages().read(at, to);
+    pub fn write_sector(&self, sector: usize, from: &[u8]) {
+        self.data[sector / 8].memory.pages().write(sector % 8 * SECTOR, from);
     }
 
-    pub fn write(&self, at: usize, from: &[u8]) {
-        let (pages, at) = self.place(at);
-        pages.memory.pages().write(at, from);
+    /// The reference of a page of segments.
+    pub fn list_gref(&self, list: usize) -> u32 {
+        self.lists[list].refs[0].0
+    }
+
+    /// A page of segments.
+    pub fn list(&self, list: usize) -> Pages {
+        self.lists[list].memory.pages()
     }
 
     /// All pages of data.
     pub fn content(&self) -> Vec<u8> {
         let mut bytes = vec![0; PAGES * PAGE];
-        let (writable, read_only) = bytes.split_at_mut(WRITABLE * PAGE);
-        self.read(0, writable);
-        self.read(WRITABLE * PAGE, read_only);
+        bytes.chunks_mut(PAGE).zip(&self.data).for_each(|(page, granted)| granted.memory.pages().read(0, page));
         bytes
+    }
+
+    pub fn fill(&self, content: &[u8]) {
+        content.chunks(PAGE).zip(&self.data).for_each(|(page, granted)| granted.memory.pages().write(0, page));
+    }
+
+    /// The first guard page that was touched.
+    pub fn touched_guard(&self) -> Option<usize> {
+        let mut page = [0; PAGE];
+        self.guards.iter().position(|guard| {
+            guard.memory.pages().read(0, &mut page);
+            page != GUARD
+        })
     }
 
     /// Ends all grants, which is refused while the backend has one mapped.
     pub fn end_grants(mut self) -> Result<(), String> {
-        for granted in [self.writable, self.read_only, self.lists] {
+        for granted in self.data.into_iter().chain(self.lists).chain(self.guards) {
             self.memory.end(granted).map_err(|error| error.to_string())?;
         }
         Ok(())
@@ -109,13 +134,24 @@ impl Guest {
 
 /// A disk with a worker of its own.
 pub struct Attached {
-    worker: Worker,
+    pub worker: Worker,
     _fence: Vec<OwnedFd>,
     pub queues: Vec<Queue>,
 }
 
 impl Attached {
     pub fn connect(world: &World, guest: &Guest, features: &Features, volume: &OwnedFd) -> Attached {
+        Attached::connect_with(world, guest, features, volume, |_| Arc::new(disk::open))
+    }
+
+    /// With another way to open disks, made from the journals of the queues.
+    pub fn connect_with(
+        world: &World,
+        guest: &Guest,
+        features: &Features,
+        volume: &OwnedFd,
+        open: impl FnOnce(Vec<OwnedFd>) -> Open,
+    ) -> Attached {
         let service = world.service.domid;
         let queues: Vec<Queue> = (0..features.queues)
             .map(|_| {
@@ -154,13 +190,14 @@ impl Attached {
                 (fence, ThreadParts { events: Box::new(world.ports(service)), fence: write_end })
             })
             .unzip();
-        let parts = (0..queues.len()).map(|index| {
+        let journals: Vec<OwnedFd> = (0..queues.len()).map(|index| create_journal(&connect, index).unwrap()).collect();
+        let open = open(journals.iter().map(|journal| journal.try_clone().unwrap()).collect());
+        let parts = journals.into_iter().map(|journal| {
             let connection = embedded::connect(world.dir.path(), service).unwrap();
-            let grants = Box::new(Foreign::new(connection, guest.domid).unwrap());
-            QueueParts { journal: create_journal(&connect, index).unwrap(), grants }
+            QueueParts { journal, grants: Box::new(Foreign::new(connection, guest.domid).unwrap()) }
         });
         let (parts, meter) = (parts.collect(), Meter::create(queues.len()).unwrap());
-        let mut worker = Worker::start(guest.domid, threads).unwrap();
+        let mut worker = Worker::start_with(guest.domid, threads, open).unwrap();
         worker.connect(connect, Some(volume.try_clone().unwrap()), meter, parts).unwrap();
         match wait_report(&mut worker) {
             Report::Connected { .. } => Attached { worker, _fence: fence, queues },

@@ -5,6 +5,7 @@
 //! `WINDSOR_LONG` makes it a million requests, else there are 100,000. `WINDSOR_SEED` is the first session's seed, each
 //! later one has the next.
 
+mod exhaustive;
 mod features;
 mod guest;
 mod reference;

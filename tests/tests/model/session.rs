@@ -85,8 +85,7 @@ impl Stage {
     fn guest(&mut self) -> Guest {
         self.guests += 1;
         let guest = Guest::new(&self.world, &format!("guest-{}", self.guests));
-        guest.write(0, &self.noise[..WRITABLE * PAGE]);
-        guest.write(WRITABLE * PAGE, &self.noise[WRITABLE * PAGE..PAGES * PAGE]);
+        guest.fill(&self.noise[..PAGES * PAGE]);
         guest
     }
 
@@ -150,7 +149,7 @@ impl Session<'_> {
                 }
                 let bytes = &self.stage.noise[*noise..][..SECTOR];
                 self.pages.set(*sector, bytes);
-                self.guest().write(sector * SECTOR, bytes);
+                self.guest().write_sector(*sector, bytes);
                 Ok(())
             }
             Step::Wait { left } => self.wait(*left),
@@ -225,7 +224,7 @@ impl Session<'_> {
         let id = self.next << 40 | self.next.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24;
         let (slot, list) = self.encode(put, id);
         let granted = |gref| match &list {
-            Some((page, bytes)) if self.guest().lists.refs[*page].0 == gref => Some(bytes.clone()),
+            Some((page, bytes)) if self.guest().list_gref(*page) == gref => Some(bytes.clone()),
             _ => None,
         };
         let judged = judge(&self.features.offered(), &slot, granted);
@@ -279,8 +278,8 @@ impl Session<'_> {
         let mut bytes = self.stage.noise[page * PAGE..(page + 1) * PAGE].to_vec();
         let list = wire::list(&segments);
         bytes[..list.len()].copy_from_slice(&list);
-        self.guest().lists.memory.pages().write(page * PAGE, &bytes);
-        let list_gref = if put.lost_list { 30_000 } else { self.guest().lists.refs[page].0 };
+        self.guest().list(page).write(0, &bytes);
+        let list_gref = if put.lost_list { 30_000 } else { self.guest().list_gref(page) };
         (wire::indirect(abi, put.operation, count, id, put.sector, &[list_gref]), Some((page, bytes)))
     }
 
@@ -384,7 +383,7 @@ impl Session<'_> {
         }
         if let Some((page, bytes)) = &flight.list {
             let mut actual = vec![0; PAGE];
-            self.guest().lists.memory.pages().read(page * PAGE, &mut actual);
+            self.guest().list(*page).read(0, &mut actual);
             if actual != *bytes {
                 return Err(format!("the page of segments of {:?} was written to", flight.work));
             }
@@ -413,7 +412,7 @@ impl Session<'_> {
                     candidates.push(self.pages.known(*sector));
                 }
                 let mut actual = [0; SECTOR];
-                self.guest().read(sector * SECTOR, &mut actual);
+                self.guest().read_sector(*sector, &mut actual);
                 if !self.pages.hit(*sector, &candidates, &actual) {
                     return Err(format!(
                         "page {} sector {} holds what no read of {:?} can have brought",
@@ -456,6 +455,9 @@ impl Session<'_> {
         let mut actual = vec![0; FILE_SECTORS as usize * SECTOR];
         rustix::io::pread(&self.file, &mut actual, 0).map_err(|error| error.to_string())?;
         self.disk.settle(&actual).map_err(|sector| format!("sector {sector} holds what nobody wrote"))?;
+        if let Some(guard) = self.guest().touched_guard() {
+            return Err(format!("guard page {guard} was written to"));
+        }
         match self.pages.difference(&self.guest().content()) {
             Some(sector) => Err(format!("page {} sector {} was written to", sector / 8, sector % 8)),
             None => Ok(()),
