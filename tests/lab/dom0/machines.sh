@@ -88,6 +88,11 @@ ended() {
     said "$name" "@@ $number 0" || fail "guest $name: $(grep "^@@ $number " "$CONSOLES/guest-$name.log" | tr -d '\r' | cut -d' ' -f4-)"
 }
 
+# answer NAME: what the last command said.
+answer() {
+    grep "^@@ $(cat "/run/lab/$1.asked") " "$CONSOLES/guest-$1.log" | tr -d '\r' | cut -d' ' -f4-
+}
+
 # attach GUEST SPEC: a disk for a running guest; xl waits for the backend, we wait for the guest to see it.
 attach() {
     clean_xl block-attach "$1" "$2"
