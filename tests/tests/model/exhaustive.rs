@@ -13,7 +13,7 @@ use crate::reference::SECTOR;
 use crate::wire::{self, BARRIER, DIRECT, ERROR, FLUSH, OKAY, READ, Segment, UNSUPPORTED, WRITE};
 
 /// The ways to the data.
-fn paths() -> Vec<Features> {
+pub fn paths() -> Vec<Features> {
     let zero_copy = Features {
         abi: Abi::X86_64,
         ring_order: 4,

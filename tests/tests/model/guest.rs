@@ -134,7 +134,7 @@ impl Guest {
 
 /// A disk with a worker of its own.
 pub struct Attached {
-    pub worker: Worker,
+    worker: Worker,
     _fence: Vec<OwnedFd>,
     pub queues: Vec<Queue>,
 }
@@ -220,8 +220,11 @@ impl Attached {
             if !taken.is_empty() {
                 return Ok(taken);
             }
+            if let Some(report) = self.worker.next_report() {
+                return Err(format!("{report:?}"));
+            }
             if Instant::now() > deadline {
-                return Err(format!("no response; the worker says {:?}", self.worker.next_report()));
+                return Err("no response".into());
             }
             self.wait().map_err(|error| error.to_string())?;
         }
@@ -230,6 +233,7 @@ impl Attached {
     fn wait(&mut self) -> io::Result<()> {
         let mut fds: Vec<PollFd<'_>> =
             self.queues.iter().map(|queue| PollFd::from_borrowed_fd(queue.events.fd(), PollFlags::IN)).collect();
+        fds.push(PollFd::from_borrowed_fd(self.worker.fd(), PollFlags::IN));
         poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }))?;
         for queue in &mut self.queues {
             let mut ports = Vec::new();
@@ -247,17 +251,36 @@ impl Attached {
             other => return Err(format!("{other:?} instead of closed")),
         }
         let mut taken = Vec::new();
-        for (index, mut queue) in self.queues.into_iter().enumerate() {
+        for (index, queue) in self.queues.iter_mut().enumerate() {
             while queue.ring.unconsumed().map_err(|error| error.to_string())? > 0 {
                 let mut bytes = vec![0; offsets(features.abi).response];
                 queue.ring.take(&mut bytes);
                 taken.push((index, response(features.abi, &bytes)));
             }
+        }
+        self.end_rings()?;
+        Ok(taken)
+    }
+
+    /// The same for a guest that may have broken its rings: what is in them does not matter.
+    pub fn abandon(mut self) -> Result<(), String> {
+        self.worker.disconnect(DEVID);
+        loop {
+            match wait_report(&mut self.worker) {
+                Report::Closed { .. } => return self.end_rings(),
+                Report::Broken { .. } => {}
+                other => return Err(format!("{other:?} instead of closed")),
+            }
+        }
+    }
+
+    fn end_rings(self) -> Result<(), String> {
+        for mut queue in self.queues {
             // The port of a guest that died is gone with it.
             let _ = queue.events.unbind(queue.port);
             drop(queue.ring);
             queue.grants.end(queue.ring_grant).map_err(|error| error.to_string())?;
         }
-        Ok(taken)
+        Ok(())
     }
 }

@@ -7,7 +7,9 @@
 
 mod exhaustive;
 mod features;
+mod flipper;
 mod guest;
+mod recorder;
 mod reference;
 mod session;
 mod shrink;
