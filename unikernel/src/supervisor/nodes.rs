@@ -206,6 +206,14 @@ pub fn refuse(store: &mut Client, name: Name, why: &str, busy: bool) -> Result<(
     })
 }
 
+/// Writes why a device that was served is not any more, where kernel backends put it.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn blame(store: &mut Client, name: Name, why: &str) -> Result<(), Error> {
+    store.write(&error_node(name), why.as_bytes())
+}
+
 fn error_node(name: Name) -> String {
     format!("error/{}/error", name.backend())
 }

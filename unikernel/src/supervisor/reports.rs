@@ -8,7 +8,7 @@ use xenstore::xenbus::backend::Service;
 use super::Supervisor;
 use super::device::WorkerId;
 use super::guest::Life;
-use super::nodes::Name;
+use super::nodes::{self, Name};
 
 impl Supervisor {
     /// Reads what workers report, and notices deaths and fences.
@@ -59,10 +59,13 @@ impl Supervisor {
                 device.draining = None;
                 device.refuse(reason.clone());
                 self.say(name, &format!("cannot be served: {reason}"));
+                self.blame(name, &reason);
             }
             Report::Broken { reason, .. } if device.service != Service::None => {
-                device.refuse(format!("the guest broke the protocol: {reason}"));
+                let why = format!("the guest broke the protocol: {reason}");
+                device.refuse(why.clone());
                 self.say(name, &format!("the guest broke the protocol and is disconnected: {reason}"));
+                self.blame(name, &why);
             }
             Report::Holding { reason, .. } if device.service == Service::Connected => {
                 device.holding = Some(reason.clone());
@@ -90,6 +93,13 @@ impl Supervisor {
             _ => {}
         }
         self.dirty.insert(name);
+    }
+
+    fn blame(&mut self, name: Name, why: &str) {
+        if let Err(error) = nodes::blame(&mut self.store, name, why) {
+            // A store that is gone is found out by whoever reads from it next.
+            tracing::debug!(device = %name, %error, "the reason could not be written");
+        }
     }
 
     fn worker_changed(&mut self, id: WorkerId, guest: u16, life: Life, reason: &str) {

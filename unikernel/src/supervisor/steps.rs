@@ -82,9 +82,13 @@ impl Supervisor {
                 Step::Disconnect => self.disconnect(name, now),
                 Step::Switch(state) => {
                     backend::switch(&mut self.store, &name.backend(), state)?;
-                    device.state = state;
+                    let before = std::mem::replace(&mut device.state, state);
                     if state == XenbusState::Closed {
                         device.dwell = Some(now + dwell);
+                        // Its frontend's Closed may have merged with what it wrote next: a connection that was
+                        // refused ends here, and whoever is in Initialising now wants another.
+                        let connected = matches!(before, XenbusState::Connected | XenbusState::Closing);
+                        device.refused &= !connected && seen.frontend == XenbusState::Initialising;
                     }
                 }
                 Step::Remove => {
