@@ -7,8 +7,11 @@ mod faults;
 mod grants;
 mod lives;
 mod requests;
+#[path = "../rig/mod.rs"]
+mod rig;
 mod rings;
 mod storms;
+mod supervised;
 mod tamper;
 
 use std::fs::File;
@@ -26,6 +29,12 @@ use tests::world::{Disk, Lane, Shape, World, rw};
 /// A tenth of what is said with `WINDSOR_LONG`.
 fn long(count: usize) -> usize {
     if std::env::var_os("WINDSOR_LONG").is_some() { count } else { count / 10 }
+}
+
+/// Descriptors and lines of log belong to the process, so cases take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lines of log since the process began.
@@ -150,7 +159,7 @@ fn is_served(lane: &mut Lane, pages: &mut grant::Pages, refs: &[GrantRef], round
     assert_eq!(read, [round as u8; PAGE_SIZE]);
 }
 
-/// A world with a witness in it. Descriptors and lines of log belong to the process, so cases take turns.
+/// A world with a witness in it.
 struct Case {
     world: World,
     witness: Witness,
@@ -166,9 +175,8 @@ struct Case {
 
 impl Case {
     fn new() -> Case {
-        static ALONE: Mutex<()> = Mutex::new(());
         static LOG: Once = Once::new();
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         LOG.call_once(|| {
             let level = tracing_subscriber::filter::LevelFilter::INFO;
             tracing_subscriber::fmt().with_max_level(level).with_writer(|| Lines).init();

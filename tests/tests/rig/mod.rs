@@ -266,7 +266,14 @@ impl Rig {
             "[vm]\nname = \"{name}\"\n[[volume]]\nname = \"db\"\npath = \"{}\"\ndirect = false\n{more}\n",
             image.display()
         );
-        let config = self.config(name, &text);
+        self.config(name, &text);
+        self.serve_again(name)
+    }
+
+    /// Starts a service VM with the configuration it had before.
+    #[track_caller]
+    pub fn serve_again(&mut self, name: &str) -> &Daemon {
+        let config = self.path(&format!("{name}.toml"));
         let daemon =
             Daemon::start(self.command("serve").arg("--config").arg(config), self.path(&format!("{name}.log")));
         self.daemons.push((name.to_owned(), daemon));
