@@ -11,6 +11,16 @@ grants() {
         END { print n + 0 }' /run/lab/grants
 }
 
+# ports DOMID: how many event channels has a domain, by Xen's own table?
+ports() {
+    xl dmesg -c >/dev/null
+    xl debug-keys e
+    xl dmesg -c | awk -v domain="$1" '
+        /Event channel information for domain/ { sub(/.*domain /, ""); here = ($1 + 0 == domain); next }
+        here && /\[[0-9.]*\/[0-9.]*/ { n++ }
+        END { print n + 0 }'
+}
+
 # After every case: only dom0 in xl's list (no zombie), nothing of other domains in the store, no grant mapped.
 nothing_left() {
     local rest

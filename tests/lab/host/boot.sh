@@ -13,8 +13,9 @@ boot() {
     cp "$HERE"/dom0/*.sh "$LAB/build/boot/lab/"
     for case; do
         cp "$HERE/cases/$case" "$LAB/build/boot/lab/cases/"
-        echo "$case $(field "$case" seconds)" >>"$LAB/build/boot/lab/cases/order"
+        echo "$case $(seconds "$case")" >>"$LAB/build/boot/lab/cases/order"
     done
+    [ -z "${WINDSOR_LONG:-}" ] || touch "$LAB/build/boot/lab/long"
     pack "$LAB/build/boot" "$LAB/build/boot.cpio"
     cp "$(vmlinuz_of dom0)" "$LAB/build/vmlinuz"
     # shellcheck disable=SC2046
