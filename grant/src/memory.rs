@@ -190,10 +190,14 @@ impl Memory {
     /// Gives a mapping up. It is unmapped now, or when the last operation in flight has ended.
     pub(crate) fn retire(&mut self, region: RegionId, table: &mut BufferTable<'_>) -> io::Result<()> {
         let index = region.0;
-        let Some(region) = self.regions.get_mut(usize::from(index)).and_then(Option::take) else {
-            return Err(io::Error::from_raw_os_error(libc::ENOENT));
-        };
+        let place = self.regions.get_mut(usize::from(index)).ok_or(io::ErrorKind::NotFound)?;
+        // Its users count themselves down by its number, which must not be another's then.
+        if place.as_ref().is_some_and(|region| region.users > 0) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let Some(region) = place.take() else { return Err(io::ErrorKind::NotFound.into()) };
         self.vacant.push(index);
+        self.transients -= u32::from(region.transient);
         if self.in_flight() == 0 {
             return Memory::free(region, table);
         }

@@ -387,6 +387,7 @@ impl Uring {
         if self.vectors.len() + spans.len() > VECTORS {
             self.submit();
         }
+        self.make_room();
         let first = self.vectors.len();
         let memory = self.memories[usize::from(owner.memory.0)].as_ref().expect("an open memory");
         let now = Transfer { len: transfer.len.min(most), ..transfer };
@@ -432,9 +433,10 @@ impl Uring {
         if self.timeouts.len() == self.timeouts.capacity() {
             self.submit();
         }
+        self.make_room();
         self.timeouts.push(types::Timespec::from(delay));
         let entry = opcode::Timeout::new(self.timeouts.last().expect("just pushed")).build();
-        self.push(owner, Operation::Timeout, entry);
+        self.push_on(owner, Operation::Timeout, entry, None);
     }
 
     /// Completes when `fd`, which the thread keeps open, is readable. `number` comes back in the operation.
@@ -445,14 +447,21 @@ impl Uring {
 
     #[inline]
     fn push(&mut self, owner: Owner, operation: Operation, entry: Entry) {
+        self.make_room();
         self.push_on(owner, operation, entry, None);
+    }
+
+    /// Submits what is in the way of one more entry. Before the entry's vectors are made, because a submission gives
+    /// the place of all vectors to whoever comes next.
+    #[inline]
+    fn make_room(&mut self) {
+        if self.ring.submission().is_full() {
+            self.submit();
+        }
     }
 
     #[inline]
     fn push_on(&mut self, owner: Owner, operation: Operation, entry: Entry, region: Option<RegionId>) {
-        if self.ring.submission().is_full() {
-            self.submit();
-        }
         let generation = match self.memories.get_mut(usize::from(owner.memory.0)) {
             Some(Some(memory)) => memory.started(),
             _ => 0,
@@ -466,7 +475,7 @@ impl Uring {
         // and timeouts, which stay in place until the submission (the kernel copies them: FEAT_SUBMIT_STABLE), and
         // files of the ring's table or descriptors the thread keeps.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(u64::from(at))) };
-        // There is room: a full queue was submitted above.
+        // There is room: see `make_room`.
         pushed.expect("room in the submission queue");
     }
 
@@ -577,3 +586,6 @@ impl Drop for Uring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
