@@ -27,50 +27,61 @@ pub const MAX_INDIRECT: &str = "feature-max-indirect-segments";
 /// Longest value that any of the frontend's keys can need.
 const MAX_VALUE: usize = 32;
 
-/// What a frontend reads before it lays out its rings: written before InitWait.
-///
-/// Windows' frontend reads `feature-persistent` as early as that, Linux's only once we are Connected.
-pub fn early(offer: &Offer) -> Vec<(&'static str, String)> {
-    let mut keys = vec![
-        (FEATURE_PERSISTENT, flag(offer.persistent)),
-        (MAX_QUEUES, offer.queues.to_string()),
-        (MAX_RING_PAGE_ORDER, offer.max_ring_order.to_string()),
-        // What frontends of before Xen 4.7 look for.
-        ("max-ring-pages", (1u32 << offer.max_ring_order.min(31)).to_string()),
-    ];
-    if offer.max_indirect > 0 {
-        keys.push((MAX_INDIRECT, offer.max_indirect.to_string()));
-    }
-    keys
-}
-
-/// What stands behind the disk: written in one transaction with the step to Connected.
-pub fn late(offer: &Offer, disk: &DiskParams, cdrom: bool, removable: bool) -> Vec<(&'static str, String)> {
+/// Everything that a disk publishes, before InitWait (Windows' frontend reads most of it as early as that) and again with
+/// the step to Connected. Whatever has the value that a frontend assumes without the key is left out: each key is a node
+/// of the service VM's quota. The same goes for `max-ring-pages`, the older name of `max-ring-page-order`: who knows only
+/// that one has a ring of one page.
+pub fn published(offer: &Offer, disk: &DiskParams, cdrom: bool, removable: bool) -> Vec<(&'static str, String)> {
     let mut info = 0;
     for (set, bit) in [(cdrom, VDISK_CDROM), (removable, VDISK_REMOVABLE), (disk.read_only, VDISK_READONLY)] {
         info |= if set { bit } else { 0 };
     }
-    let mut keys = vec![
-        (FEATURE_PERSISTENT, flag(offer.persistent)),
-        ("feature-flush-cache", flag(!disk.read_only)),
-        ("feature-barrier", flag(disk.barrier && !disk.read_only)),
-        ("feature-discard", flag(disk.discard.is_some())),
-        ("sectors", disk.sectors.to_string()),
+    let discard = disk.discard.filter(|_| !disk.read_only);
+    // With what a frontend takes for granted; none where it insists on the key.
+    let keys = [
+        (FEATURE_PERSISTENT, flag(offer.persistent), Some("0")),
+        (MAX_QUEUES, offer.queues.to_string(), Some("1")),
+        (MAX_RING_PAGE_ORDER, offer.max_ring_order.to_string(), Some("0")),
+        (MAX_INDIRECT, offer.max_indirect.to_string(), Some("0")),
+        ("feature-flush-cache", flag(!disk.read_only), Some("0")),
+        ("feature-barrier", flag(disk.barrier && !disk.read_only), Some("0")),
+        ("feature-discard", flag(discard.is_some()), Some("0")),
+        ("discard-secure", flag(discard.is_some_and(|discard| discard.secure)), Some("0")),
+        ("sectors", disk.sectors.to_string(), None),
         // The one logical size that all frontends agree on (block.md A6).
-        ("sector-size", SECTOR_SIZE.to_string()),
-        ("physical-sector-size", disk.physical_sector_size.to_string()),
-        ("info", info.to_string()),
+        ("sector-size", SECTOR_SIZE.to_string(), None),
+        ("physical-sector-size", disk.physical_sector_size.to_string(), Some("512")),
+        ("info", info.to_string(), None),
     ];
-    if let Some(discard) = disk.discard {
+    let mut keys: Vec<_> = keys
+        .into_iter()
+        .filter(|(_, value, default)| Some(value.as_str()) != *default)
+        .map(|(key, value, _)| (key, value))
+        .collect();
+    if let Some(discard) = discard
+        && (discard.granularity != SECTOR_SIZE as u32 || discard.alignment != 0)
+    {
         // Both or none (blkif.h, note 4).
         keys.push(("discard-granularity", discard.granularity.to_string()));
         keys.push(("discard-alignment", discard.alignment.to_string()));
-        if discard.secure {
-            keys.push(("discard-secure", flag(true)));
-        }
     }
     keys
 }
+
+/// Keys that [`published`] may leave out: what an earlier offer of the same disk may have left there.
+pub const OPTIONAL: [&str; 11] = [
+    FEATURE_PERSISTENT,
+    MAX_QUEUES,
+    MAX_RING_PAGE_ORDER,
+    MAX_INDIRECT,
+    "feature-flush-cache",
+    "feature-barrier",
+    "feature-discard",
+    "discard-secure",
+    "physical-sector-size",
+    "discard-granularity",
+    "discard-alignment",
+];
 
 fn flag(on: bool) -> String {
     u8::from(on).to_string()
@@ -246,6 +257,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::config::Discard;
 
     fn read(offer: &Offer, keys: &[(&str, &str)]) -> Result<Negotiated, KeyError> {
         let keys: BTreeMap<_, _> = keys.iter().map(|&(key, value)| (key, value.as_bytes())).collect();
@@ -383,15 +395,43 @@ mod tests {
 
     #[test]
     fn what_is_published() {
-        let mut offer = Offer::default();
-        assert!(early(&offer).contains(&(MAX_RING_PAGE_ORDER, "4".to_owned())));
-        assert!(early(&offer).contains(&("max-ring-pages", "16".to_owned())));
-        offer.max_indirect = 0;
-        assert!(early(&offer).iter().all(|(key, _)| *key != MAX_INDIRECT));
-        let disk = DiskParams { physical_sector_size: 4096, read_only: true, ..DiskParams::plain(16) };
-        let keys = late(&offer, &disk, true, false);
+        let discard = Discard { granularity: 4096, alignment: 512, secure: true, device: true };
+        let disk =
+            DiskParams { physical_sector_size: 4096, barrier: true, discard: Some(discard), ..DiskParams::plain(16) };
+        let keys = published(&Offer::default(), &disk, false, false);
+        for (key, value) in [
+            (FEATURE_PERSISTENT, "1"),
+            (MAX_QUEUES, "4"),
+            (MAX_RING_PAGE_ORDER, "4"),
+            (MAX_INDIRECT, "256"),
+            ("feature-flush-cache", "1"),
+            ("feature-barrier", "1"),
+            ("feature-discard", "1"),
+            ("discard-secure", "1"),
+            ("discard-granularity", "4096"),
+            ("discard-alignment", "512"),
+            ("sectors", "16"),
+            ("sector-size", "512"),
+            ("physical-sector-size", "4096"),
+            ("info", "0"),
+        ] {
+            assert!(keys.contains(&(key, value.to_owned())), "{key}");
+        }
+        assert_eq!(keys.len(), 14);
+        assert!(OPTIONAL.iter().all(|key| keys.iter().any(|(there, _)| there == key)));
+    }
+
+    #[test]
+    fn what_a_frontend_assumes_anyway_is_not_published() {
+        let offer = Offer { max_ring_order: 0, max_indirect: 0, queues: 1, persistent: false };
+        let plain = Discard { granularity: 512, alignment: 0, secure: false, device: false };
+        let names = |keys: &[(&'static str, String)]| keys.iter().map(|(key, _)| *key).collect::<Vec<_>>();
+        let disk = DiskParams { discard: Some(plain), ..DiskParams::plain(16) };
+        let keys = published(&offer, &disk, true, false);
+        assert_eq!(names(&keys), ["feature-flush-cache", "feature-discard", "sectors", "sector-size", "info"]);
+        let disk = DiskParams { read_only: true, barrier: true, ..disk };
+        let keys = published(&offer, &disk, true, false);
+        assert_eq!(names(&keys), ["sectors", "sector-size", "info"]);
         assert!(keys.contains(&("info", "5".to_owned())));
-        assert!(keys.contains(&("sector-size", "512".to_owned())));
-        assert!(keys.contains(&("sectors", "16".to_owned())));
     }
 }

@@ -2,35 +2,108 @@
 //! channel than the store.
 //!
 //! ```text
-//! data/windsor/ready                        1 once devices are served
-//!              name                         the VM's name
-//!              volumes/NAME                 JSON: size, mode, used-by
-//!              dev/vbd-GUEST-DEVID/phase    where the device stands
-//!                                  reason   why it is not connected
-//!                                  path     which data path
-//!                                  stats    JSON: counters, as of the last sample
-//!              sample                       dom0 writes a token here ...
-//!              sampled                      ... and finds it here once all stats are fresh
+//! data/windsor/ready                     1 once devices are served
+//!              name                      the VM's name
+//!              volumes/PAGE              JSON: volumes by name, each with size, mode, used-by
+//!              dev/SHELF/vbd-GUEST-DEVID JSON: phase, reason, path, and stats as of the last sample
+//!              overflow                  JSON: the same of devices for which there was no node left
+//!              sample                    dom0 writes a token here ...
+//!              sampled                   ... and finds it here once all stats are fresh
 //! ```
+//!
+//! A node counts against the VM's quota (1,000 nodes) and holds 2,048 bytes with the names of its children. So a device
+//! has one node, devices stand on shelves, volumes share nodes, and what must be said when the quota is used up has its
+//! node from the start.
 
+use std::collections::BTreeMap;
+
+use blkback::stats::Stats;
 use serde::{Deserialize, Serialize};
+use xenstore::Error;
+
+use crate::store::Nodes;
 
 /// Below the domain's own directory.
 pub const ROOT: &str = "data/windsor";
 
-/// The directory of a device, below the domain's own.
+/// Shelves that devices stand on: enough for 1,024 names below the limit of a node.
+const SHELVES: u32 = 16;
+/// Most bytes of a node of ours; permissions need a few more.
+const MOST: usize = 1900;
+/// Most bytes of a reason, and of what is wrong with a volume.
+const LONGEST: usize = 400;
+/// Most users of a volume that are named.
+const USERS: usize = 16;
+
+/// The node of a device, below the domain's own directory.
 pub fn device(guest: u16, devid: u32) -> String {
-    format!("{ROOT}/dev/vbd-{guest}-{devid}")
+    let shelf = (devid / 16 + devid / 256 + u32::from(guest)) % SHELVES;
+    format!("{ROOT}/dev/{shelf}/vbd-{guest}-{devid}")
 }
 
-/// The same for somebody else, from the path of the backend's directory.
-pub fn device_seen_from_outside(backend: &str) -> Option<String> {
-    let (domain, rest) = backend.split_once("/backend/vbd/")?;
-    let (guest, devid) = rest.split_once('/')?;
-    Some(format!("{domain}/{}", device(guest.parse().ok()?, devid.parse().ok()?)))
+/// The node with the devices that have none.
+pub fn overflow() -> String {
+    format!("{ROOT}/overflow")
 }
 
-/// The value of a volume's node.
+/// What is published of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceNode {
+    /// See [`Phase`].
+    pub phase: String,
+    /// Why it is not connected, or what is wrong with it.
+    pub reason: String,
+    /// Which data path.
+    pub path: String,
+    /// Its counters, as of the last sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Stats>,
+}
+
+impl DeviceNode {
+    /// As published: a reason that is too long is cut, numbers that are 0 are left out.
+    pub fn text(&self) -> String {
+        let node = DeviceNode { reason: cut(&self.reason), ..self.clone() };
+        let mut value = serde_json::to_value(&node).unwrap_or_default();
+        if let Some(stats) = value.get_mut("stats").and_then(|stats| stats.as_object_mut()) {
+            stats.retain(|_, number| *number != 0);
+        }
+        value.to_string()
+    }
+
+    /// Reads a device's node, or what stands for it, as dom0; nothing is known of it otherwise.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn read(store: &mut impl Nodes, service: u16, guest: u16, devid: u32) -> Result<DeviceNode, Error> {
+        let domain = format!("/local/domain/{service}");
+        if let Some(text) = store.text(&format!("{domain}/{}", device(guest, devid)))? {
+            return Ok(serde_json::from_str(&text).unwrap_or_default());
+        }
+        let text = store.text(&format!("{domain}/{}", overflow()))?.unwrap_or_default();
+        let mut others: BTreeMap<String, DeviceNode> = serde_json::from_str(&text).unwrap_or_default();
+        Ok(others.remove(&format!("vbd-{guest}-{devid}")).unwrap_or_default())
+    }
+}
+
+/// The text of [`overflow`]: as many devices as fit, the last ones.
+pub fn overflow_text(devices: &BTreeMap<String, DeviceNode>) -> String {
+    let mut entries = BTreeMap::new();
+    let mut room = MOST;
+    for (name, node) in devices.iter().rev() {
+        let node = DeviceNode { reason: cut(&node.reason), stats: None, ..node.clone() };
+        let size = name.len() + node.text().len() + 4;
+        if size > room {
+            break;
+        }
+        room -= size;
+        entries.insert(name, node);
+    }
+    serde_json::to_string(&entries).unwrap_or_default()
+}
+
+/// What is published of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VolumeNode {
@@ -38,12 +111,56 @@ pub struct VolumeNode {
     pub size: u64,
     /// `rw` or `ro`.
     pub mode: String,
-    /// Devices that have it open, as `vbd-GUEST-DEVID`.
+    /// Devices that have it open, as `vbd-GUEST-DEVID`; the first few of many.
     #[serde(rename = "used-by")]
     pub used_by: Vec<String>,
     /// Why it cannot be used.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
+}
+
+/// The nodes of all volumes: page after page, in the order given.
+pub fn volume_pages(volumes: impl Iterator<Item = (String, VolumeNode)>) -> Vec<String> {
+    let mut pages = Vec::new();
+    let (mut page, mut size) = (BTreeMap::new(), 2);
+    for (name, mut node) in volumes {
+        node.error = cut(&node.error);
+        node.used_by.truncate(USERS);
+        let entry = name.len() + serde_json::to_string(&node).unwrap_or_default().len() + 4;
+        if size + entry > MOST && !page.is_empty() {
+            pages.push(std::mem::take(&mut page));
+            size = 2;
+        }
+        size += entry;
+        page.insert(name, node);
+    }
+    if !page.is_empty() {
+        pages.push(page);
+    }
+    pages.iter().map(|page| serde_json::to_string(page).unwrap_or_default()).collect()
+}
+
+/// Reads the volumes of a service VM, as dom0.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn read_volumes(store: &mut impl Nodes, service: u16) -> Result<BTreeMap<String, VolumeNode>, Error> {
+    let dir = format!("/local/domain/{service}/{ROOT}/volumes");
+    let mut volumes = BTreeMap::new();
+    for page in store.list(&dir)? {
+        let text = store.text(&format!("{dir}/{page}"))?.unwrap_or_default();
+        volumes.extend(serde_json::from_str::<BTreeMap<String, VolumeNode>>(&text).unwrap_or_default());
+    }
+    Ok(volumes)
+}
+
+/// At most [`LONGEST`] bytes of a text.
+fn cut(text: &str) -> String {
+    if text.len() <= LONGEST {
+        return text.to_owned();
+    }
+    let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}...", &text[..end])
 }
 
 /// Where a device stands, for people and scripts.
@@ -92,9 +209,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_found_from_its_backend() {
-        let outside = device_seen_from_outside("/local/domain/3/backend/vbd/7/51712");
-        assert_eq!(outside.unwrap(), "/local/domain/3/data/windsor/dev/vbd-7-51712");
-        assert_eq!(device_seen_from_outside("/local/domain/3/backend/vif/7/0"), None);
+    fn devices_spread_over_the_shelves() {
+        // The first 1,024 disks of xvda and on, of one guest and of one guest each.
+        let devid = |n: u32| if n < 16 { 202 << 8 | n << 4 } else { 1 << 28 | n << 8 };
+        let of_one = (0..1024).map(|n| device(7, devid(n)));
+        let of_many = (0..1024).map(|n| device(n, devid(0)));
+        for names in [of_one.collect::<Vec<_>>(), of_many.collect()] {
+            let mut shelves: BTreeMap<&str, usize> = BTreeMap::new();
+            for name in &names {
+                let (shelf, name) = name.rsplit_once('/').unwrap();
+                *shelves.entry(shelf).or_default() += name.len() + 1;
+            }
+            assert!(shelves.len() == 16 && shelves.values().all(|bytes| *bytes < MOST), "{shelves:?}");
+        }
+    }
+
+    #[test]
+    fn volumes_share_nodes_and_no_node_is_too_large() {
+        let node = |n: usize| VolumeNode {
+            size: u64::MAX,
+            mode: "rw".into(),
+            used_by: vec!["vbd-12345-268435456".into(); if n == 5 { 300 } else { 1 }],
+            error: if n == 7 { "x".repeat(3000) } else { String::new() },
+        };
+        let pages = volume_pages((0..100).map(|n| (format!("{n:064}"), node(n))));
+        assert!(pages.iter().all(|page| page.len() <= MOST), "{:?}", pages.iter().map(String::len).collect::<Vec<_>>());
+        assert!(pages.len() < 20);
+        let all: usize =
+            pages.iter().map(|page| serde_json::from_str::<BTreeMap<String, VolumeNode>>(page).unwrap().len()).sum();
+        assert_eq!(all, 100);
+    }
+
+    #[test]
+    fn the_node_of_a_device_has_a_bound() {
+        let mut stats = serde_json::to_value(Stats::default()).unwrap();
+        for number in stats.as_object_mut().unwrap().values_mut() {
+            *number = u64::MAX.into();
+        }
+        let stats = serde_json::from_value(stats).unwrap();
+        let node =
+            DeviceNode { reason: "\u{e9}".repeat(1000), path: "arena, memcpy".into(), phase: "held".into(), stats };
+        assert!(node.text().len() < MOST, "{}", node.text().len());
+        let read: DeviceNode = serde_json::from_str(&node.text()).unwrap();
+        assert!(read.reason.ends_with("...") && read.stats == node.stats);
+        let many = (0..50).map(|n| (format!("vbd-2-{n}"), node.clone())).collect();
+        let text = overflow_text(&many);
+        assert!(text.len() <= MOST && text.contains("vbd-2-9\""), "{}", text.len());
     }
 }

@@ -74,6 +74,13 @@ impl Error {
         self.name() == Some(&ErrorName::Enoent)
     }
 
+    /// One of our limits at the store is used up: the number of nodes most likely, or memory (`EQUOTA` is oxenstored's
+    /// word).
+    pub fn is_quota(&self) -> bool {
+        matches!(self.name(), Some(ErrorName::Enospc | ErrorName::Enomem | ErrorName::E2big))
+            || matches!(self.name(), Some(ErrorName::Other(name)) if name == "EQUOTA")
+    }
+
     /// The node is not ours to read or write.
     pub fn is_permission(&self) -> bool {
         matches!(self.name(), Some(ErrorName::Eacces | ErrorName::Eperm))

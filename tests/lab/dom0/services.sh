@@ -23,9 +23,12 @@ devid() {
     case $1 in xvda) echo 51712 ;; xvdb) echo 51728 ;; *) return 1 ;; esac
 }
 
-# device SERVICE GUEST VDEV NODE: what the service VM says of a device: phase, reason, path, stats.
+# device SERVICE GUEST VDEV KEY: what the service VM says of a device: phase, reason or path.
 device() {
-    xenstore-read "/local/domain/$(domid "$1")/data/windsor/dev/vbd-$(domid "$2")-$(devid "$3")/$4"
+    local guest dev
+    guest=$(domid "$2") dev=$(devid "$3")
+    xenstore-read "/local/domain/$(domid "$1")/data/windsor/dev/$(((dev / 16 + dev / 256 + guest) % 16))/vbd-$guest-$dev" |
+        sed -n 's/.*"'"$4"'":"\([^"]*\)".*/\1/p'
 }
 
 # has_phase SERVICE GUEST VDEV PHASE

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use grant::embedded::{self, RegisterError};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{BUSY, FAILED, Failure, MISSING, WorldArgs};
 use crate::config::Config;
@@ -30,6 +31,7 @@ pub fn run(args: &ServeArgs) -> Result<i32, Failure> {
     let config = Config::load(&args.config)?;
     let world = args.world.world()?;
     grant::caps::check_io_uring().map_err(|error| Failure::new(MISSING, error))?;
+    raise_descriptor_limit();
     let mut words: Vec<std::ffi::OsString> = vec!["--config".into(), args.config.clone().into()];
     // The domain lives as long as this process, not as a supervisor.
     let _domain: Option<OwnedFd> = match &world {
@@ -50,4 +52,12 @@ pub fn run(args: &ServeArgs) -> Result<i32, Failure> {
     };
     let ended = keeper::run(&Spec::supervisor(words)).map_err(|error| Failure::new(FAILED, error))?;
     Ok(ended.code)
+}
+
+/// A disk takes a handful of descriptors in each of three processes: all that we may have, as PID 1 takes in a VM.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of file descriptors stays as it is");
+    }
 }

@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 use xenstore::{Client, Store};
 
 use crate::cli::{FAILED, Failure, MISSING, USAGE};
-use crate::publish;
+use crate::publish::{self, DeviceNode};
 use crate::store::{self, Nodes};
 use crate::toolstack::attach::{self, Wanted};
 use crate::toolstack::domain;
@@ -71,10 +71,10 @@ struct Running<'a> {
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
     store: Client,
-    /// The service VM's own directory.
-    service: String,
-    /// The device's, in there.
-    device: String,
+    /// The service VM's number.
+    service: u16,
+    /// The guest's.
+    guest: u16,
 }
 
 impl Demo {
@@ -126,7 +126,7 @@ impl Demo {
             }
         }
         bar.finish_and_clear();
-        let path = running.store.text(&format!("{}/path", running.device)).map_err(failed)?;
+        let path = running.node()?.path;
         running.close()?;
         Ok(Report {
             schema_version: 1,
@@ -138,7 +138,7 @@ impl Demo {
                 direct: image.buffered.is_none(),
                 buffered_because: image.buffered.map(str::to_owned),
             },
-            data_path: path.unwrap_or_else(|| "unknown".to_owned()),
+            data_path: path,
             verify,
             phases,
         })
@@ -163,10 +163,9 @@ impl<'a> Running<'a> {
         let (orders, answers) = parts.guest(&in_dir)?;
         let mut store = store::toolstack(&World::Embedded(dir))?;
         let service = domain::find(&mut store, SERVICE, "service VM")?.domid;
-        let data = format!("/local/domain/{service}/");
-        let mut running = Running { parts, orders, answers, store, service: data, device: String::new() };
+        let mut running = Running { parts, orders, answers, store, service, guest: 0 };
         let Answer::Up { domid } = running.hear()? else { return Err(running.confused()) };
-        running.device = format!("{}{}", running.service, publish::device(domid, DISK.0));
+        running.guest = domid;
         let wanted = Wanted {
             guest: GUEST,
             service: SERVICE,
@@ -275,7 +274,7 @@ impl<'a> Running<'a> {
     /// The device's counters as of now.
     fn sample(&mut self) -> Result<Stats, Failure> {
         let token = format!("{:016x}", fastrand::u64(..));
-        let root = format!("{}{}", self.service, publish::ROOT);
+        let root = format!("/local/domain/{}/{}", self.service, publish::ROOT);
         self.store.write(&format!("{root}/sample"), token.as_bytes()).map_err(failed)?;
         let deadline = Instant::now() + SAMPLE;
         while self.store.text(&format!("{root}/sampled")).map_err(failed)?.as_ref() != Some(&token) {
@@ -287,8 +286,12 @@ impl<'a> Running<'a> {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let text = self.store.text(&format!("{}/stats", self.device)).map_err(failed)?;
-        text.and_then(|text| serde_json::from_str(&text).ok()).ok_or_else(|| failed("the disk has no counters"))
+        self.node()?.stats.ok_or_else(|| failed("the disk has no counters"))
+    }
+
+    /// What the service VM says of the device.
+    fn node(&mut self) -> Result<DeviceNode, Failure> {
+        DeviceNode::read(&mut self.store, self.service, self.guest, DISK.0).map_err(failed)
     }
 
     /// Has the guest give the disk back; the backend must let everything go.

@@ -11,7 +11,7 @@ use super::grow::Change;
 use super::nodes::Description;
 use super::takeover::Record;
 use super::volume::Opened;
-use crate::publish::Phase;
+use crate::publish::{DeviceNode, Phase};
 
 /// How long a device may wait for its volume: `xl reboot` attaches anew while the old domain's last I/O ends. A
 /// toolstack waits 10 s.
@@ -22,6 +22,9 @@ pub const BUSY_PATIENCE: Duration = Duration::from_millis(300);
 pub const VOLUME_RETRY: Duration = Duration::from_millis(50);
 /// How long the last I/O may take before it is called held.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a device for which the store has no room is tried again: the quota may have been raised, or a disk gone.
+pub const ROOM_RETRY: Duration = Duration::from_secs(2);
 
 /// A number for each worker there ever was.
 pub type WorkerId = u64;
@@ -68,8 +71,10 @@ pub struct Device {
     pub path: String,
     /// When to look at it again without an event.
     pub timer: Option<Instant>,
+    /// It found no room in the store, and is tried again then.
+    pub retry: Option<Instant>,
     /// What was published last.
-    pub published: Option<(Phase, String, String)>,
+    pub published: Option<DeviceNode>,
     /// What the keeper has.
     pub kept: Option<Record>,
 }
@@ -98,6 +103,7 @@ impl Device {
             reason: String::new(),
             path: String::new(),
             timer: None,
+            retry: None,
             published: None,
             kept: None,
         };
@@ -129,6 +135,13 @@ impl Device {
     pub fn refuse(&mut self, why: impl Into<String>) {
         self.refused = true;
         self.reason = why.into();
+    }
+
+    /// Tries again after a while what the store had no room for.
+    pub fn retry_later(&mut self) {
+        let at = Instant::now() + ROOM_RETRY;
+        self.retry = Some(at);
+        self.timer = Some(at);
     }
 
     /// Does it wait for its guest, or is it used by it?

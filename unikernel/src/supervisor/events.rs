@@ -9,16 +9,14 @@
 //! a guest we do not (C xenstored tells those who may read the topmost node), so one disk of each guest is looked at now
 //! and then.
 
-use std::io;
 use std::time::Duration;
 
-use blkback::stats;
 use xenstore::Store;
 
 use super::device::Device;
 use super::nodes::{self, Name};
+use super::steps::survivable;
 use super::{Supervisor, SupervisorError};
-use crate::publish;
 use crate::store::Nodes;
 
 /// What is watched.
@@ -98,7 +96,7 @@ impl Supervisor {
                 self.dirty.extend(self.devices.keys().copied());
                 self.walk()?;
             }
-            Matter::Sample => self.sample()?,
+            Matter::Sample => survivable(self.sample())?,
             Matter::Backends(guest) => {
                 self.dirty.extend(self.of_guest(guest));
                 self.walk_guest(&guest.to_string())?;
@@ -150,21 +148,6 @@ impl Supervisor {
             let guests = self.of_guest(name.guest).into_iter().filter(open);
             self.dirty.extend(guests.collect::<Vec<Name>>());
         }
-        Ok(())
-    }
-
-    /// Brings all published numbers up to date.
-    fn sample(&mut self) -> Result<(), SupervisorError> {
-        let Some(token) = self.store.text(&format!("{}/sample", publish::ROOT))? else {
-            return Ok(());
-        };
-        for (name, device) in &self.devices {
-            let Some((_, meter)) = &device.meter else { continue };
-            let text = serde_json::to_vec(&stats::snapshot(meter)).map_err(io::Error::from)?;
-            let node = format!("{}/stats", publish::device(name.guest, name.devid));
-            self.store.write(&node, &text)?;
-        }
-        self.store.write(&format!("{}/sampled", publish::ROOT), token.as_bytes())?;
         Ok(())
     }
 }

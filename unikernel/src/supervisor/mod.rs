@@ -12,6 +12,7 @@ pub mod guest;
 mod medium;
 pub mod nodes;
 pub mod process;
+mod published;
 mod reports;
 mod returned;
 mod steps;
@@ -34,7 +35,7 @@ use xenstore::{Client, Store};
 
 use crate::config::{Config, DataPath};
 use crate::keeper::Keeper;
-use crate::publish;
+use crate::publish::{self, DeviceNode};
 use crate::store::{self, NoStore, Nodes};
 use crate::world::World;
 use device::{Device, WorkerId};
@@ -105,6 +106,8 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
         next_worker: 0,
         retired: Vec::new(),
         sizes: HashMap::new(),
+        pages: Vec::new(),
+        overflow: BTreeMap::new(),
         voices: HashMap::new(),
         looked: Instant::now(),
         visited: None,
@@ -134,8 +137,12 @@ struct Supervisor {
     retired: Vec<Retired>,
     /// Bytes of each volume, or why it cannot be used.
     sizes: HashMap<String, (u64, String)>,
+    /// The nodes of all volumes, as written last.
+    pages: Vec<String>,
+    /// What is published of devices that have no node.
+    overflow: BTreeMap<String, DeviceNode>,
     /// Bounds the log lines that each guest can cause.
-    voices: HashMap<u16, Voice>,
+    voices: HashMap<(u16, bool), Voice>,
     /// When we looked around last.
     looked: Instant,
     /// The guest that was visited last.
@@ -151,6 +158,7 @@ impl Supervisor {
             self.store.rm(publish::ROOT)?;
         }
         self.store.write(&format!("{}/name", publish::ROOT), self.config.vm.name.as_bytes())?;
+        self.make_room()?;
         self.check_volumes()?;
         self.listen()?;
         self.walk()?;

@@ -7,8 +7,7 @@ use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{self, Seen};
 use xenstore::{Client, Error, Store};
 
-use super::volume::Opened;
-use crate::publish::{self, Phase};
+use crate::publish::{self, DeviceNode};
 use crate::store::Nodes;
 
 /// Which device.
@@ -104,20 +103,27 @@ pub fn look(store: &mut Client, name: Name) -> Result<Seen, Error> {
     Seen::read(store, &name.backend(), &name.frontend(), "hotplug-status")
 }
 
-/// Publishes what a frontend needs to lay out its rings, and what a toolstack waits for.
+/// Publishes what the disk is and can, and what a toolstack waits for. With `again` keys of an earlier offer go.
 ///
 /// # Errors
 /// When the store does not answer, or the directory is gone.
-pub fn offer(store: &mut Client, name: Name, offer: &Offer, volume: &Opened) -> Result<(), Error> {
+pub fn offer(
+    store: &mut Client,
+    name: Name,
+    offer: &Offer,
+    disk: &DiskParams,
+    about: &Description,
+    again: bool,
+) -> Result<(), Error> {
     let dir = name.backend();
-    let path = volume.path.as_ref().map(|path| path.display().to_string());
+    let keys = keys::published(offer, disk, about.cdrom, about.removable);
     store.transaction(|tx| {
         tx.read(&format!("{dir}/state"))?;
-        for (key, value) in keys::early(offer) {
+        for (key, value) in &keys {
             tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
         }
-        if let Some(path) = &path {
-            tx.write(&format!("{dir}/physical-device-path"), path.as_bytes())?;
+        for key in keys::OPTIONAL.iter().filter(|key| again && keys.iter().all(|(there, _)| there != *key)) {
+            tx.rm(&format!("{dir}/{key}"))?;
         }
         tx.rm(&format!("{dir}/hotplug-error"))?;
         tx.write(&format!("{dir}/hotplug-status"), b"connected")
@@ -163,7 +169,7 @@ pub fn announce(
         if XenbusState::parse(&tx.read(&format!("{dir}/state"))?) != XenbusState::InitWait {
             return Ok(false);
         }
-        for (key, value) in keys::late(offer, disk, about.cdrom, about.removable) {
+        for (key, value) in keys::published(offer, disk, about.cdrom, about.removable) {
             tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
         }
         backend::write_state(tx, &dir, XenbusState::Connected)?;
@@ -189,21 +195,38 @@ pub fn resize(store: &mut Client, name: Name, sectors: u64) -> Result<bool, Erro
     })
 }
 
-/// Tells the toolstack why a device is not served.
+/// Tells the toolstack why a device is not served. False when xenstored had no node left for that: the device's
+/// directory has no mark of ours then.
 ///
 /// # Errors
 /// When the store does not answer.
-pub fn refuse(store: &mut Client, name: Name, why: &str, busy: bool) -> Result<(), Error> {
+pub fn refuse(store: &mut Client, name: Name, why: &str, busy: bool) -> Result<bool, Error> {
     let dir = name.backend();
-    store.transaction(|tx| {
+    let told = store.transaction(|tx| {
         if tx.read_optional(&format!("{dir}/state"))?.is_some() {
             tx.write(&format!("{dir}/hotplug-error"), why.as_bytes())?;
             let status: &[u8] = if busy { b"busy" } else { b"error" };
             tx.write(&format!("{dir}/hotplug-status"), status)?;
         }
-        // Where kernel backends put it.
-        tx.write(&error_node(name), why.as_bytes())
-    })
+        Ok(())
+    });
+    match told {
+        Err(error) if error.is_quota() => {
+            // There is no room for a word. Whoever waits here is woken, and finds it where it always fits.
+            store.transaction(|tx| match tx.read_optional(&format!("{dir}/state"))? {
+                Some(state) => tx.write(&format!("{dir}/state"), &state),
+                None => Ok(()),
+            })?;
+            return Ok(false);
+        }
+        other => other?,
+    }
+    // Where kernel backends put it.
+    match store.write(&error_node(name), why.as_bytes()) {
+        Err(error) if error.is_quota() => {}
+        other => other?,
+    }
+    Ok(true)
 }
 
 /// Writes why a device that was served is not any more, where kernel backends put it.
@@ -222,13 +245,8 @@ fn error_node(name: Name) -> String {
 ///
 /// # Errors
 /// When the store does not answer.
-pub fn publish(store: &mut Client, name: Name, phase: Phase, reason: &str, path: &str) -> Result<(), Error> {
-    let dir = publish::device(name.guest, name.devid);
-    store.transaction(|tx| {
-        tx.write(&format!("{dir}/phase"), phase.name().as_bytes())?;
-        tx.write(&format!("{dir}/reason"), reason.as_bytes())?;
-        tx.write(&format!("{dir}/path"), path.as_bytes())
-    })
+pub fn publish(store: &mut Client, name: Name, node: &DeviceNode) -> Result<(), Error> {
+    store.write(&publish::device(name.guest, name.devid), node.text().as_bytes())
 }
 
 /// Removes our directory, which tells the toolstack that the device is gone, and what we published of it.
@@ -246,7 +264,13 @@ pub fn remove(store: &mut Client, name: Name) -> Result<(), Error> {
 /// When the store does not answer.
 pub fn clean(store: &mut Client, name: Name) -> Result<(), Error> {
     store.rm(&publish::device(name.guest, name.devid))?;
-    store.rm(&format!("error/{}", name.backend()))
+    store.rm(&format!("error/{}", name.backend()))?;
+    // Domain numbers never come back: the directories of guests must not pile up.
+    let guest = format!("error/{TREE}/{}", name.guest);
+    match store.read_optional(&guest)? {
+        Some(_) if store.list(&guest)?.is_empty() => store.rm(&guest),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

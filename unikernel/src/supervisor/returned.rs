@@ -37,6 +37,8 @@ impl Supervisor {
             }
             // dom0's daemon has forgotten everything.
             self.store.write(&node, self.config.vm.name.as_bytes())?;
+            self.pages.clear();
+            self.make_room()?;
             self.publish_volumes()?;
             self.store.write(&format!("{}/ready", publish::ROOT), b"1")?;
         }

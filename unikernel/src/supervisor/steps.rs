@@ -16,7 +16,6 @@ use super::guest::{Guest, Life, Package};
 
 use super::nodes::{self, Name};
 use super::{MAX_DEVICES, Supervisor, SupervisorError};
-use crate::publish;
 
 /// Steps of one look; what is left after that waits for the next round, so that no device keeps the others waiting.
 const STEPS: usize = 8;
@@ -26,20 +25,13 @@ impl Supervisor {
     pub(super) fn drive(&mut self, name: Name) -> Result<(), SupervisorError> {
         match self.steps(name) {
             Ok(()) => {}
+            Err(error) if error.is_quota() => survivable(self.no_room(name, &error))?,
             Err(error @ (Error::Connection { .. } | Error::Io { .. } | Error::Protocol(_))) => return Err(error.into()),
-            // A quota, a permission, a conflict without end: this device's trouble alone.
-            Err(error) => {
-                let why = error.to_string();
-                self.say(name, &why);
-                if let Some(device) = self.devices.get_mut(&name) {
-                    device.refuse(&*why);
-                }
-                // The same trouble may keep the toolstack from being told.
-                let _ = nodes::refuse(&mut self.store, name, &why, false);
-            }
+            // A permission, a conflict without end: this device's trouble alone.
+            Err(error) => survivable(self.refuse(name, &error.to_string(), false))?,
         }
         self.keep(name)?;
-        self.publish(name)
+        survivable(self.publish(name))
     }
 
     fn steps(&mut self, name: Name) -> Result<(), Error> {
@@ -65,7 +57,14 @@ impl Supervisor {
             let parts = device.parts(stopping);
             let another = seen.is_another(&parts);
             let seen = if another { seen.gone() } else { seen };
-            match backend::next(&seen, &parts, now) {
+            let step = backend::next(&seen, &parts, now);
+            if let (Step::Prepare | Step::Offer, Some(at)) = (step, device.retry)
+                && now < at
+            {
+                device.timer = Some(at);
+                return Ok(());
+            }
+            match step {
                 Step::Wait => return Ok(()),
                 Step::WaitUntil(at) => {
                     device.timer = Some(at);
@@ -144,9 +143,11 @@ impl Supervisor {
         if let Err(error) = worker {
             return self.refuse(name, &format!("no worker can be started: {error}"), false);
         }
-        nodes::offer(&mut self.store, name, &offer, volume)?;
+        let Some(about) = &device.about else { return Ok(()) };
+        nodes::offer(&mut self.store, name, &offer, &volume.disk, about, device.offered)?;
         backend::switch(&mut self.store, &name.backend(), XenbusState::InitWait)?;
         device.state = XenbusState::InitWait;
+        device.retry = None;
         device.reason.clear();
         device.path.clear();
         // Only a toolstack that waits for a new device has to see InitWait; a guest that comes back has seen it.
@@ -264,14 +265,22 @@ impl Supervisor {
 
     /// Gives up on a device and says so everywhere.
     pub(super) fn refuse(&mut self, name: Name, why: &str, busy: bool) -> Result<(), Error> {
-        self.say(name, why);
+        if self.devices.get(&name).is_none_or(|device| device.reason != why || !device.refused) {
+            self.say(name, why);
+        }
         if let Some(device) = self.devices.get_mut(&name) {
             device.refuse(why);
             device.busy = busy;
         }
         // Published before the toolstack is woken: it looks here for more than one word.
-        self.publish_now(name)?;
-        nodes::refuse(&mut self.store, name, why, busy)
+        self.publish(name)?;
+        let marked = nodes::refuse(&mut self.store, name, why, busy)?;
+        if let Some(device) = self.devices.get_mut(&name).filter(|device| !marked && !device.is_open()) {
+            // Without a mark a directory that is made anew would look the same.
+            device.refused = false;
+            device.retry_later();
+        }
+        Ok(())
     }
 
     /// The device is gone.
@@ -282,9 +291,10 @@ impl Supervisor {
             }
             self.tell(name, "gone");
         }
+        self.leave_overflow(name)?;
         self.publish_volumes()?;
         if self.devices.keys().all(|other| other.guest != name.guest) {
-            self.voices.remove(&name.guest);
+            self.voices.retain(|(guest, _), _| *guest != name.guest);
             // Nothing left to serve: the worker ends when its socket closes.
             if let Some(id) = self.current.remove(&name.guest)
                 && let Some(worker) = self.workers.remove(&id)
@@ -296,24 +306,17 @@ impl Supervisor {
         }
         Ok(())
     }
+}
 
-    /// Publishes where a device stands, if that has changed.
-    fn publish(&mut self, name: Name) -> Result<(), SupervisorError> {
-        Ok(self.publish_now(name)?)
-    }
-
-    fn publish_now(&mut self, name: Name) -> Result<(), Error> {
-        let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
-        let phase = device.phase(Instant::now());
-        let now = (phase, device.published_reason(phase), device.path.clone());
-        if device.published.as_ref() != Some(&now) {
-            nodes::publish(&mut self.store, name, phase, &now.1, &now.2)?;
-            if phase == publish::Phase::Held {
-                tracing::error!(device = %name, "held: {}", now.1);
-            }
-            device.published = Some(now);
+/// What the store refuses is no reason to end, what it does not answer is.
+pub(super) fn survivable(result: Result<(), Error>) -> Result<(), SupervisorError> {
+    match result {
+        Err(error @ (Error::Connection { .. } | Error::Io { .. } | Error::Protocol(_))) => Err(error.into()),
+        Err(error) => {
+            tracing::debug!("{error}");
+            Ok(())
         }
-        Ok(())
+        Ok(()) => Ok(()),
     }
 }
 

@@ -12,7 +12,6 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use blkback::config::DiskParams;
@@ -51,7 +50,7 @@ pub struct Record {
     reason: String,
     path: String,
     /// The open volume; the first descriptor, if it has one.
-    volume: Option<(DiskParams, Option<PathBuf>, bool)>,
+    volume: Option<(DiskParams, bool)>,
     meter: bool,
     journals: usize,
 }
@@ -70,7 +69,7 @@ impl Record {
             holding: device.holding.clone(),
             reason: device.reason.clone(),
             path: device.path.clone(),
-            volume: volume.map(|volume| (volume.disk.clone(), volume.path.clone(), volume.fd.is_some())),
+            volume: volume.map(|volume| (volume.disk.clone(), volume.fd.is_some())),
             meter: device.meter.is_some(),
             journals: device.journals.len(),
         }
@@ -95,9 +94,9 @@ impl Record {
         let lacking = || io::Error::new(io::ErrorKind::InvalidData, "a descriptor is missing");
         let mut device = Device::found(XenbusState::Initialising);
         device.state = XenbusState::parse(self.state.to_string().as_bytes());
-        if let Some((disk, path, has_fd)) = self.volume {
+        if let Some((disk, has_fd)) = self.volume {
             let fd = if has_fd { Some(fds.next().ok_or_else(lacking)?) } else { None };
-            device.volume = Some(Opened { fd, disk, path });
+            device.volume = Some(Opened { fd, disk });
         }
         if self.meter {
             let fd = fds.next().ok_or_else(lacking)?;
@@ -253,7 +252,7 @@ mod tests {
         device.path = "zero copy".into();
         let disk = DiskParams { direct: true, ..DiskParams::plain(8) };
         let fd = File::open("/dev/null").unwrap().into();
-        device.volume = Some(Opened { fd: Some(fd), disk, path: Some("/x".into()) });
+        device.volume = Some(Opened { fd: Some(fd), disk });
         let record = Record::of(&device);
         let written = record.write().unwrap();
         let fds = [File::open("/dev/null").unwrap().into()].into_iter();

@@ -8,16 +8,17 @@ use super::nodes::Name;
 impl Supervisor {
     /// A warning that a guest may have caused: bounded per guest.
     pub(super) fn say(&mut self, name: Name, text: &str) {
-        self.bounded(name, |tail| tracing::warn!(device = %name, "{text}{tail}"));
+        self.bounded(name, true, |tail| tracing::warn!(device = %name, "{text}{tail}"));
     }
 
     /// The same for what is no trouble.
     pub(super) fn tell(&mut self, name: Name, text: &str) {
-        self.bounded(name, |tail| tracing::info!(device = %name, "{text}{tail}"));
+        self.bounded(name, false, |tail| tracing::info!(device = %name, "{text}{tail}"));
     }
 
-    fn bounded(&mut self, name: Name, log: impl FnOnce(&str)) {
-        match self.voices.entry(name.guest).or_default().may_speak(Instant::now()) {
+    /// Trouble has lines of its own: what goes well must not hide it.
+    fn bounded(&mut self, name: Name, trouble: bool, log: impl FnOnce(&str)) {
+        match self.voices.entry((name.guest, trouble)).or_default().may_speak(Instant::now()) {
             Speak::Yes => log(""),
             Speak::Last => log(" (more of this guest's lines are dropped for a minute)"),
             Speak::No => {}

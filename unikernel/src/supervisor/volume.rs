@@ -10,7 +10,7 @@ use std::fs::{Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use blkback::config::{DiskKind, DiskParams};
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -29,8 +29,6 @@ pub struct Opened {
     pub fd: Option<OwnedFd>,
     /// What the guest will see.
     pub disk: DiskParams,
-    /// For `physical-device-path`.
-    pub path: Option<PathBuf>,
 }
 
 impl Opened {
@@ -96,7 +94,7 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
     let path = match (volume.kind, &volume.path) {
         (DiskKind::Raw, Some(path)) => path,
         _ => {
-            return Ok(Opened { fd: None, disk: disk(volume.size / 512), path: None });
+            return Ok(Opened { fd: None, disk: disk(volume.size / 512) });
         }
     };
     let unusable = |why: String| VolumeError::Unusable(format!("volume {name}: {}: {why}", path.display()));
@@ -164,7 +162,7 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
         barrier: !read_only,
         ..disk(size / 512)
     };
-    Ok(Opened { fd: Some(file.into()), disk, path: Some(path.clone()) })
+    Ok(Opened { fd: Some(file.into()), disk })
 }
 
 /// Looks whether a volume could be opened, without keeping it: its size in bytes. For a first word at start.
@@ -271,7 +269,7 @@ mod tests {
     fn null_needs_no_file() {
         let volume = Volume { path: None, kind: DiskKind::Null, size: 1 << 20, ..volume(Path::new("/")) };
         let opened = open(&volume, false).unwrap();
-        assert!(opened.fd.is_none() && opened.path.is_none());
+        assert!(opened.fd.is_none());
         assert_eq!(opened.disk.sectors, 2048);
     }
 }

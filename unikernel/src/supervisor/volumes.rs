@@ -1,5 +1,6 @@
 //! Volumes by name: opening one for a device, and publishing who has what.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use xenstore::{Error, Store};
@@ -108,17 +109,32 @@ impl Supervisor {
         Ok(false)
     }
 
-    /// Publishes every volume with its users.
+    /// Publishes every volume with its users, as far as that has changed.
     pub(super) fn publish_volumes(&mut self) -> Result<(), Error> {
-        for volume in &self.config.volumes {
-            let users = self.devices.iter().filter(|(_, device)| device.volume.is_some() && uses(device, &volume.name));
-            let used_by = users.map(|(name, _)| name.to_string()).collect();
+        let mut users: HashMap<&str, Vec<String>> = HashMap::new();
+        for (name, device) in &self.devices {
+            if let (Some(about), Some(_)) = (&device.about, &device.volume) {
+                users.entry(&about.volume).or_default().push(name.to_string());
+            }
+        }
+        let pages = publish::volume_pages(self.config.volumes.iter().map(|volume| {
             let (size, error) = self.sizes.get(&volume.name).cloned().unwrap_or_default();
             let mode = if volume.read_only { "ro" } else { "rw" }.to_owned();
-            let node = VolumeNode { size, mode, used_by, error };
-            let text = serde_json::to_vec(&node).unwrap_or_default();
-            self.store.write(&format!("{}/volumes/{}", publish::ROOT, volume.name), &text)?;
+            let used_by = users.remove(volume.name.as_str()).unwrap_or_default();
+            (volume.name.clone(), VolumeNode { size, mode, used_by, error })
+        }));
+        if pages == self.pages {
+            return Ok(());
         }
+        let (dir, old) = (format!("{}/volumes", publish::ROOT), &self.pages);
+        // Together, for a volume may move from one page to another.
+        self.store.transaction(|tx| {
+            for (number, page) in pages.iter().enumerate().filter(|(number, page)| old.get(*number) != Some(page)) {
+                tx.write(&format!("{dir}/{number}"), page.as_bytes())?;
+            }
+            (pages.len()..old.len()).try_for_each(|number| tx.rm(&format!("{dir}/{number}")))
+        })?;
+        self.pages = pages;
         Ok(())
     }
 }

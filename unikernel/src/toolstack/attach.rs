@@ -86,16 +86,15 @@ pub fn run(store: &mut Client, wanted: &Wanted<'_>) -> Result<Vdev, Refusal> {
 /// The service VM, once it is known to have the volume.
 fn service(store: &mut Client, wanted: &Wanted<'_>) -> Result<Domain, Refusal> {
     let service = domain::find(store, wanted.service, "service VM")?;
-    let data = format!("/local/domain/{}/data/windsor", service.domid);
-    if store.text(&format!("{data}/ready"))?.as_deref() != Some("1") {
+    if store.text(&format!("/local/domain/{}/{}/ready", service.domid, publish::ROOT))?.as_deref() != Some("1") {
         return Err(Refusal::NotFound(format!(
             "{} is no service VM that is ready (no `windsor serve` runs there)",
             service.name
         )));
     }
-    let volumes = store.list(&format!("{data}/volumes"))?;
-    if !volumes.iter().any(|name| name == wanted.volume) {
-        let names: Vec<&str> = volumes.iter().map(String::as_str).collect();
+    let volumes = store.transaction(|tx| publish::read_volumes(tx, service.domid))?;
+    if !volumes.contains_key(wanted.volume) {
+        let names: Vec<&str> = volumes.keys().map(String::as_str).collect();
         return Err(Refusal::NotFound(format!(
             "{} has no volume named \"{}\" (it has: {})",
             service.name,
@@ -127,7 +126,7 @@ fn choose(store: &mut Client, guest: &Domain, wanted: Option<Vdev>) -> Result<Vd
 fn write(store: &mut Client, prepared: &Prepared, wanted: &Wanted<'_>) -> Result<(), Error> {
     let Prepared { guest, service, vdev, paths } = prepared;
     let (guest, service) = (guest.domid, service.domid);
-    let Paths { frontend, backend, libxl } = paths;
+    let Paths { frontend, backend, libxl, .. } = paths;
     let number = |n: u32| n.to_string();
     let of_frontend = [
         ("backend-id", number(service.into())),
@@ -197,7 +196,7 @@ fn write(store: &mut Client, prepared: &Prepared, wanted: &Wanted<'_>) -> Result
 /// When the store does not answer.
 pub fn explain(store: &mut Client, prepared: &Prepared) -> Result<Option<String>, Error> {
     let seen = Seen::read(store, &prepared.paths)?;
-    Ok(seen.refused.or(seen.reason))
+    Ok(seen.refused.or(Some(seen.own.reason).filter(|reason| !reason.is_empty())))
 }
 
 /// Waits until both sides are Connected, or the service VM says that they will not be.
@@ -220,12 +219,12 @@ pub fn wait(store: &mut Client, prepared: &Prepared, limit: Duration) -> Result<
         }
         if let Some(why) = &seen.refused {
             let text = format!("{} refuses to serve {vdev} of {}: {why}", service.name, guest.name);
-            return Err(match seen.phase.as_deref() {
-                Some(phase) if phase == publish::Phase::Busy.name() => Refusal::Busy(text),
-                _ => Refusal::Failed(text),
+            return Err(match seen.own.phase == publish::Phase::Busy.name() {
+                true => Refusal::Busy(text),
+                false => Refusal::Failed(text),
             });
         }
-        if seen.phase.as_deref() == Some(publish::Phase::Failed.name()) {
+        if seen.own.phase == publish::Phase::Failed.name() {
             return Err(Refusal::Failed(format!("{vdev} of {} failed: {}", guest.name, seen.describe())));
         }
         let now = Instant::now();

@@ -120,7 +120,7 @@ pub fn wait(store: &mut Client, found: &Found, limit: Duration) -> Result<(), Re
 /// # Errors
 /// When the store does not answer.
 pub fn remove(store: &mut Client, paths: &Paths) -> Result<(), Error> {
-    let Paths { frontend, backend, libxl } = paths;
+    let Paths { frontend, backend, libxl, .. } = paths;
     store.transaction(|tx| {
         for path in [frontend, libxl, backend] {
             tx.rm(path)?;

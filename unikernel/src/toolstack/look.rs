@@ -9,7 +9,7 @@ use xenstore::{Client, Error, Store};
 
 use super::Paths;
 use super::domain::{self, Domain};
-use crate::publish;
+use crate::publish::{self, DeviceNode};
 use crate::store::Nodes;
 use crate::vdev::Vdev;
 
@@ -23,10 +23,8 @@ pub struct Seen {
     pub backend: XenbusState,
     /// The frontend's state; Unknown when it is not there.
     pub frontend: XenbusState,
-    /// What the service VM calls it: waiting, connected, failed, ...
-    pub phase: Option<String>,
-    /// Why it is not connected, in the service VM's words.
-    pub reason: Option<String>,
+    /// What the service VM says of it.
+    pub own: DeviceNode,
     /// The backend gave up on the device (`hotplug-status` is not `connected`).
     pub refused: Option<String>,
 }
@@ -45,24 +43,14 @@ impl Seen {
         } else {
             error = None;
         }
-        let own = publish::device_seen_from_outside(backend);
-        let mut of_service = |key: &str| match &own {
-            Some(own) => store.text(&format!("{own}/{key}")),
-            None => Ok(None),
-        };
-        let (phase, reason) = (of_service("phase")?, of_service("reason")?);
-        Ok(Seen {
-            backend: state(store, backend)?,
-            frontend: state(store, frontend)?,
-            phase,
-            reason: reason.filter(|reason| !reason.is_empty()),
-            refused: error,
-        })
+        let own = DeviceNode::read(store, paths.service, paths.guest, paths.devid)?;
+        Ok(Seen { backend: state(store, backend)?, frontend: state(store, frontend)?, own, refused: error })
     }
 
     /// Both states, and the reason if there is one, for a message.
     pub fn describe(&self) -> String {
-        let reason = self.refused.as_ref().or(self.reason.as_ref());
+        let own = Some(&self.own.reason).filter(|reason| !reason.is_empty());
+        let reason = self.refused.as_ref().or(own);
         let reason = match (reason, self.frontend) {
             (Some(reason), _) => format!(" ({reason})"),
             (None, XenbusState::Initialising) if self.backend == XenbusState::InitWait => {
@@ -165,10 +153,8 @@ pub fn status(store: &mut Client) -> Result<Status, Error> {
         }
     }
     sample(store, &vms)?;
-    let vms = vms
-        .into_iter()
-        .map(|(domain, data, ready)| vm(store, domain, &domains, &data, ready))
-        .collect::<Result<_, Error>>()?;
+    let vms =
+        vms.into_iter().map(|(domain, _, ready)| vm(store, domain, &domains, ready)).collect::<Result<_, Error>>()?;
     Ok(Status { vms })
 }
 
@@ -197,14 +183,9 @@ fn sample(store: &mut Client, vms: &[(&Domain, String, bool)]) -> Result<(), Err
     Ok(())
 }
 
-fn vm(store: &mut Client, domain: &Domain, domains: &[Domain], data: &str, ready: bool) -> Result<Vm, Error> {
-    let mut volumes = Vec::new();
-    for name in store.list(&format!("{data}/volumes"))? {
-        let text = store.text(&format!("{data}/volumes/{name}"))?.unwrap_or_default();
-        let about = serde_json::from_str(&text).unwrap_or_default();
-        volumes.push(VolumeStatus { name, about });
-    }
-    volumes.sort_by(|a, b| a.name.cmp(&b.name));
+fn vm(store: &mut Client, domain: &Domain, domains: &[Domain], ready: bool) -> Result<Vm, Error> {
+    let volumes = store.transaction(|tx| publish::read_volumes(tx, domain.domid))?;
+    let volumes = volumes.into_iter().map(|(name, about)| VolumeStatus { name, about }).collect();
     let mut devices = Vec::new();
     let root = format!("/local/domain/{}/backend/vbd", domain.domid);
     for guest in numbers::<u16>(store.list(&root)?) {
@@ -224,12 +205,10 @@ fn numbers<T: std::str::FromStr + Ord>(entries: Vec<String>) -> Vec<T> {
 fn device(store: &mut Client, service: u16, domains: &[Domain], guest: u16, devid: u32) -> Result<DeviceStatus, Error> {
     let paths = Paths::new(guest, service, devid);
     let seen = Seen::read(store, &paths)?;
-    let own = format!("/local/domain/{service}/{}", publish::device(guest, devid));
     let mut of_backend = |key: &str| -> Result<String, Error> {
         Ok(store.text(&format!("{}/{key}", paths.backend))?.unwrap_or_default())
     };
     let (volume, mode) = (of_backend("params")?, of_backend("mode")?);
-    let stats = store.text(&format!("{own}/stats"))?;
     let name = domains.iter().find(|domain| domain.domid == guest).map(|domain| domain.name.clone());
     Ok(DeviceStatus {
         guest: name.filter(|name| !name.is_empty()).unwrap_or_else(|| guest.to_string()),
@@ -242,9 +221,9 @@ fn device(store: &mut Client, service: u16, domains: &[Domain], guest: u16, devi
         backend: format!("{:?}", seen.backend),
         frontend_state: seen.frontend as u8,
         frontend: format!("{:?}", seen.frontend),
-        phase: seen.phase.unwrap_or_default(),
-        reason: seen.refused.or(seen.reason).unwrap_or_default(),
-        path: store.text(&format!("{own}/path"))?.unwrap_or_default(),
-        stats: stats.and_then(|text| serde_json::from_str(&text).ok()),
+        phase: seen.own.phase,
+        reason: seen.refused.unwrap_or(seen.own.reason),
+        path: seen.own.path,
+        stats: seen.own.stats,
     })
 }

@@ -47,6 +47,12 @@ pub struct Paths {
     pub backend: String,
     /// `/libxl/GUEST/device/vbd/DEVID`.
     pub libxl: String,
+    /// The guest.
+    pub guest: u16,
+    /// The service VM.
+    pub service: u16,
+    /// Device number.
+    pub devid: u32,
 }
 
 impl Paths {
@@ -56,6 +62,9 @@ impl Paths {
             frontend: format!("/local/domain/{guest}/device/vbd/{devid}"),
             backend: format!("/local/domain/{service}/backend/vbd/{guest}/{devid}"),
             libxl: format!("/libxl/{guest}/device/vbd/{devid}"),
+            guest,
+            service,
+            devid,
         }
     }
 }
