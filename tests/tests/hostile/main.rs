@@ -6,12 +6,14 @@
 mod faults;
 mod grants;
 mod lives;
+mod neighbour;
 mod requests;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod rings;
 mod storms;
 mod supervised;
+mod table;
 mod tamper;
 
 use std::fs::File;

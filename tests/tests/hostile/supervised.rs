@@ -345,6 +345,104 @@ fn t13_linux_4a8c31a1c6f5_keys_that_do_not_fit_each_other_are_refused_and_old_fr
     scene.over();
 }
 
+/// Reads the first page of the hostile guest's disk.
+fn first_page(queue: &mut Queue, data: &Granted, count: u32) -> Vec<u8> {
+    queue.put_bytes([rw(BLKIF_OP_READ, 1, 0, &data.refs).as_bytes()]);
+    queue.notify().unwrap();
+    answered(queue, count, 1);
+    let mut response = [0; 16];
+    queue.ring.take(&mut response);
+    assert_eq!(response[10..12], [0, 0]);
+    let mut page = vec![0; 4096];
+    data.memory.pages().read(0, &mut page);
+    page
+}
+
+/// Firecracker's CVE-2026-5747: what was negotiated is not read again.
+#[test]
+fn t14_keys_that_change_after_connected_change_nothing() {
+    let mut scene = Scene::new();
+    let options = Options::default();
+    let mut queue = scene.queue(&options);
+    let data = scene.memory.grant(DomId(1), 1, Access::ReadWrite).unwrap();
+    let keys = Keys::of(&options, &[&queue]);
+    scene.connect(&keys);
+    assert_eq!(first_page(&mut queue, &data, 0), [0; 4096]);
+    let path = scene.disk()["path"].clone();
+    let other = Keys::default()
+        .with("ring-ref", "8")
+        .with("ring-ref0", "8")
+        .with("ring-page-order", "4")
+        .with("event-channel", "999")
+        .with("protocol", "x86_32-abi")
+        .with("feature-persistent", "0")
+        .with("multi-queue-num-queues", "4")
+        .with("queue-0/ring-ref", "9");
+    for (count, state) in (1..).zip(["4", "3", "4", "2", "4"]) {
+        other.write(&mut scene.store, DIRECTORY).unwrap();
+        scene.write("state", state.as_bytes());
+        assert_eq!(first_page(&mut queue, &data, count), [0; 4096], "state {state}");
+    }
+    assert_eq!(scene.disk()["path"], path);
+    // Whoever looks anew reads the frozen ones as well.
+    signal_to(scene.rig.supervisor("acme"), Signal::KILL);
+    assert_eq!(first_page(&mut queue, &data, 6), [0; 4096]);
+    eventually("there is another supervisor", || (scene.disk()["phase"] == "connected").then_some(()));
+    assert_eq!(first_page(&mut queue, &data, 7), [0; 4096]);
+    scene.over();
+}
+
+#[test]
+fn t17_states_that_are_none_and_a_directory_that_vanishes_end_a_disk_cleanly() {
+    let mut scene = Scene::new();
+    let options = Options::default();
+    let data = scene.memory.grant(DomId(1), 1, Access::ReadWrite).unwrap();
+    let worker = || children(scene.rig.supervisor("acme"), "worker").len();
+    let workers = worker();
+    for state in [&b""[..], b"99", b"-1", b"4 ", b"\xFF\xFE", &[b'4'; 2000], b"0"] {
+        let mut queue = scene.queue(&options);
+        scene.connect(&Keys::of(&options, &[&queue]));
+        first_page(&mut queue, &data, 0);
+        scene.write("state", state);
+        assert_eq!(scene.good.write(0, &[1; 4096]).unwrap(), 0);
+        scene.start_over();
+    }
+    let mut queue = scene.queue(&options);
+    scene.connect(&Keys::of(&options, &[&queue]));
+    first_page(&mut queue, &data, 0);
+    for key in scene.store.directory(DIRECTORY).unwrap() {
+        // All that is the guest's to remove.
+        let _ = scene.store.rm(&format!("{DIRECTORY}/{key}"));
+    }
+    eventually("its pages are let go of", || {
+        (embedded::usage(&scene.rig.dir(), scene.domain.domid).unwrap().active_grants == 0).then_some(())
+    });
+    assert!(children(scene.rig.supervisor("acme"), "worker").len() <= workers + 1);
+    scene.over();
+}
+
+/// XSA-175 and 178 in our direction: whose disk it is stands where only dom0 writes.
+#[test]
+fn t18_a_frontend_that_names_another_tenant_gets_its_own_disk() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.good.write(0, &[0xBD; 4096]).unwrap(), 0);
+    let options = Options::default();
+    let mut queue = scene.queue(&options);
+    let data = scene.memory.grant(DomId(1), 1, Access::ReadWrite).unwrap();
+    for (key, value) in [("backend", "/local/domain/1/backend/vbd/2/51712"), ("backend-id", "2"), ("params", "db")] {
+        // As far as it may.
+        let _ = scene.store.write(&format!("{DIRECTORY}/{key}"), value.as_bytes());
+    }
+    let theirs = "/local/domain/1/backend/vbd/2/51712";
+    for key in ["state", "params", "frontend", "frontend-id", "online"] {
+        assert!(scene.store.write(&format!("{theirs}/{key}"), b"1").unwrap_err().is_permission(), "{key}");
+    }
+    scene.connect(&Keys::of(&options, &[&queue]));
+    assert_eq!(first_page(&mut queue, &data, 0), [0; 4096], "its own volume");
+    assert_eq!(scene.good.read(0, 4096).unwrap(), Ok(vec![0xBD; 4096]));
+    scene.over();
+}
+
 /// Stopped for a while, worker or guest, as a suspend would do: nothing is lost and nothing comes twice. The clock may
 /// jump meanwhile: the backend knows only the one that never does.
 #[test]
