@@ -9,6 +9,7 @@ mod exhaustive;
 mod features;
 mod flipper;
 mod guest;
+mod headers;
 mod recorder;
 mod reference;
 mod session;

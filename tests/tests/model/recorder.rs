@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use blkback::disk::{Disk, DiskLimits, Ended, Io, Job};
 use blkback::proto::BlkifRequest64;
 use blkback::request::Operation;
+use grant::PAGE_SIZE;
 use grant::journal::Journal;
 use grant::memory::RegionId;
 use zerocopy::IntoBytes;
 
-use crate::guest::PAGE;
-use crate::validator::{Judged, Offered, Verdict, Work, judge};
-use crate::wire::{BARRIER, DISCARD, FLUSH, READ, SEGMENT, WRITE, offsets};
+use super::validator::{Judged, Offered, Verdict, Work, judge};
+use super::wire::{BARRIER, DISCARD, FLUSH, READ, SEGMENT, WRITE, offsets};
 
 /// What was executed.
 #[derive(Default)]
@@ -45,7 +45,7 @@ impl Recorder {
     fn judge(&self, slot: u16) -> Judged {
         let copy: BlkifRequest64 = self.journal.request(slot);
         let page = |_| {
-            let mut page = vec![0; PAGE];
+            let mut page = vec![0; PAGE_SIZE];
             let room = usize::from(self.offered.max_indirect) * SEGMENT;
             self.journal.read_pool(slot, 0, &mut page[..room]);
             Some(page)
@@ -76,7 +76,7 @@ impl Recorder {
         if spans.iter().any(|span| span.region == RegionId::ARENA) {
             return (spans.len() != 1).then_some("memory in pieces");
         }
-        let pieces = spans.iter().map(|span| (span.offset as usize % PAGE, span.len as usize));
+        let pieces = spans.iter().map(|span| (span.offset as usize % PAGE_SIZE, span.len as usize));
         let expected = work
             .segments
             .iter()

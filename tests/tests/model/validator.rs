@@ -3,7 +3,7 @@
 
 use blkback::proto::Abi;
 
-use crate::wire::{
+use super::wire::{
     BARRIER, DIRECT, DISCARD, ERROR, FLUSH, INDIRECT, READ, SEGMENT, Segment, UNSUPPORTED, WRITE, offsets,
 };
 
