@@ -9,6 +9,8 @@
 //! path = "/dev/nvme0n1"
 //! mode = "rw"            # or "ro"
 //! direct = true          # O_DIRECT, the default
+//! on-error = "report"    # or "hold"
+//! discard = true
 //!
 //! [backend]
 //! queues = 4
@@ -22,7 +24,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blkback::config::{DiskKind, FaultParams, Offer, Transient};
+use blkback::config::{DiskKind, FaultParams, Offer, OnError, Transient};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -68,6 +70,10 @@ pub struct Volume {
     pub kind: DiskKind,
     /// Bytes, for `null` only.
     pub size: u64,
+    /// What happens when it fails.
+    pub on_error: OnError,
+    /// Guests may discard, where the medium can.
+    pub discard: bool,
     /// Deliberate faults.
     pub fault: Option<FaultParams>,
 }
@@ -86,6 +92,8 @@ pub struct Backend {
     pub queues: u16,
     /// Offer persistent grants.
     pub persistent: bool,
+    /// Offer barriers.
+    pub barrier: bool,
     /// How long InitWait is kept up for a toolstack to see, in milliseconds: 0 to 8000.
     pub initwait_dwell_ms: u64,
     /// Threads of a worker, 1 to 16; 0 means one per CPU, at most 4.
@@ -105,6 +113,7 @@ impl Default for Backend {
             max_indirect: offer.max_indirect,
             queues: offer.queues,
             persistent: offer.persistent,
+            barrier: true,
             initwait_dwell_ms: 500,
             threads: 0,
             data_path: DataPath::Auto,
@@ -193,6 +202,9 @@ struct VolumeTable {
     direct: Option<bool>,
     kind: Option<DiskKind>,
     size: Option<Spanned<Size>>,
+    #[serde(rename = "on-error")]
+    on_error: Option<OnError>,
+    discard: Option<bool>,
     fault: Option<Spanned<FaultParams>>,
 }
 
@@ -342,6 +354,8 @@ fn volume(table: Spanned<VolumeTable>) -> Result<(Range<usize>, Volume), Wrong> 
         direct: table.direct.unwrap_or(kind == DiskKind::Raw),
         kind,
         size,
+        on_error: table.on_error.unwrap_or_default(),
+        discard: table.discard.unwrap_or(true),
         fault,
         name,
     };
@@ -428,6 +442,8 @@ mod tests {
             path = "/x"
             mode = "ro"
             direct = false
+            on-error = "hold"
+            discard = false
             [volume.fault]
             flip = 4096
             delay-ms = 5
@@ -437,6 +453,7 @@ mod tests {
             max-indirect = 0
             queues = 1
             persistent = false
+            barrier = false
             initwait-dwell-ms = 0
             threads = 2
             data-path = "zero-copy"
@@ -445,6 +462,8 @@ mod tests {
         assert_eq!(config.volumes[0].size, 2 << 30);
         assert_eq!(config.volumes[1].fault.unwrap().flip, Some(4096));
         assert!(config.volumes[1].read_only && !config.volumes[1].direct);
+        assert!(config.volumes[1].on_error == OnError::Hold && !config.volumes[1].discard && !config.backend.barrier);
+        assert!(config.volumes[0].on_error == OnError::Report && config.volumes[0].discard);
         assert_eq!(config.backend.offer().max_indirect, 0);
         assert_eq!(config.backend.worker_threads(), 2);
         assert_eq!(config.backend.data_path, DataPath::ZeroCopy);

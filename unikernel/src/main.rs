@@ -9,10 +9,11 @@ use unikernel::cli::detach::DetachArgs;
 use unikernel::cli::guest::GuestArgs;
 use unikernel::cli::host::HostArgs;
 use unikernel::cli::image::ImageArgs;
+use unikernel::cli::resume::ResumeArgs;
 use unikernel::cli::serve::ServeArgs;
 use unikernel::cli::status::StatusArgs;
 use unikernel::cli::xenstore::XenstoreArgs;
-use unikernel::cli::{Failure, attach, daemon, demo, detach, guest, host, image, serve, status, xenstore};
+use unikernel::cli::{Failure, attach, daemon, demo, detach, guest, host, image, resume, serve, status, xenstore};
 
 /// Virtual machines that serve disks and networks to other virtual machines
 ///
@@ -41,6 +42,8 @@ enum Command {
     Detach(DetachArgs),
     /// Every service VM, volume and disk: both xenbus states, why not connected, counters
     Status(StatusArgs),
+    /// Say that a volume is well again: what waits for it is tried at once, and flushes that failed are forgotten
+    Resume(ResumeArgs),
     /// Images of service VMs
     Image(ImageArgs),
     /// Look into any xenstore, embedded or real, and change it
@@ -70,6 +73,7 @@ fn main() {
         Command::Attach(args) => attach::run(&args).map(done),
         Command::Detach(args) => detach::run(&args).map(done),
         Command::Status(args) => status::run(&args).map(done),
+        Command::Resume(args) => resume::run(&args).map(done),
         Command::Image(args) => image::run(args).map_err(|error| Failure::new(error.exit_code(), error)),
         Command::Xenstore(args) => xenstore::run(&args),
         Command::Supervisor(args) => daemon::run_supervisor(&args).map(done),

@@ -9,6 +9,8 @@
 //!              overflow                  JSON: the same of devices for which there was no node left
 //!              sample                    dom0 writes a token here ...
 //!              sampled                   ... and finds it here once all stats are fresh
+//!              resume                    the same for "TOKEN WHAT": a device or a volume is well again ...
+//!              resumed                   ... and the token, with the devices that were told
 //! ```
 //!
 //! A node counts against the VM's quota (1,000 nodes) and holds 2,048 bytes with the names of its children. So a device

@@ -81,3 +81,109 @@ fn a_volume_that_grows_while_there_is_no_supervisor_is_seen_by_the_next() {
     });
     assert_eq!(nbd.write(31 << 20, &[7; 4096]).unwrap(), 0);
 }
+
+/// Waits for something in the only disk's status.
+fn status(rig: &Rig, phase: &str, reason: &str) {
+    eventually(&format!("{phase}: {reason}"), || {
+        let disk = rig.disks().remove(0);
+        (disk["phase"] == phase && disk["reason"].as_str().unwrap().contains(reason)).then_some(())
+    });
+}
+
+#[test]
+fn a_disk_that_is_held_goes_on_at_the_operator_s_word() {
+    let mut rig = Rig::new();
+    let image = rig.image("held.img", 16);
+    rig.serve(
+        "acme",
+        &format!("[[volume]]\nname = \"h\"\npath = \"{}\"\ndirect = false\non-error = \"hold\"\n", image.display()),
+    );
+    rig.guest("g1");
+    rig.run("attach", &["g1", "acme:h"]).fine();
+    let mut nbd = Nbd::open(&rig.nbd("g1"), "xvda").unwrap();
+    assert_eq!(nbd.write(12 << 20, &[3; 4096]).unwrap(), 0);
+    let content = std::fs::read(&image).unwrap();
+    let file = OpenOptions::new().write(true).open(&image).unwrap();
+    file.set_len(8 << 20).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || nbd.read(12 << 20, 4096).unwrap());
+        status(&rig, "held", "held: Input/output error");
+        let text = rig.run("status", &[]).fine().to_owned();
+        assert!(text.contains("held: Input/output error"), "{text}");
+        // The word alone cures nothing.
+        rig.run("resume", &["g1", "xvda"]).fine();
+        status(&rig, "held", "held: Input/output error");
+        assert!(!waiting.is_finished());
+        std::fs::write(&image, &content).unwrap();
+        assert_eq!(rig.run("resume", &["acme:h"]).fine(), "vbd-2-51712");
+        assert_eq!(waiting.join().unwrap(), Ok(vec![3; 4096]));
+    });
+    status(&rig, "connected", "");
+    eventually("nothing is wrong", || (rig.disks()[0]["reason"] == "").then_some(()));
+}
+
+#[test]
+fn a_flush_that_failed_is_shown_until_the_operator_or_a_new_attach_ends_it() {
+    let mut rig = Rig::new();
+    let image = rig.image("f.img", 1);
+    rig.serve(
+        "acme",
+        &format!(
+            "[[volume]]\nname = \"f\"\npath = \"{}\"\ndirect = false\n[volume.fault]\nfail-flush = true\n",
+            image.display()
+        ),
+    );
+    rig.guest("g1");
+    rig.run("attach", &["g1", "acme:f"]).fine();
+    let mut nbd = Nbd::open(&rig.nbd("g1"), "xvda").unwrap();
+    assert_ne!(nbd.flush().unwrap(), 0);
+    status(&rig, "connected", "flush failed");
+    let supervisor = rig.supervisor("acme");
+    signal_to(supervisor, Signal::KILL);
+    eventually("another supervisor", || (rig.supervisor("acme") != supervisor).then_some(()));
+    status(&rig, "connected", "flush failed");
+    assert_eq!(rig.run("resume", &["g1", "xvda"]).fine(), "vbd-2-51712");
+    eventually("it is forgotten", || (rig.disks()[0]["reason"] == "").then_some(()));
+    assert_ne!(nbd.flush().unwrap(), 0);
+    status(&rig, "connected", "flush failed");
+    // Its worker dies, and with it all that it knew.
+    let worker = crate::rig::children(rig.daemon("acme").pid(), "worker");
+    let worker = worker.first().copied().unwrap_or_else(|| crate::rig::children(rig.supervisor("acme"), "worker")[0]);
+    signal_to(worker, Signal::KILL);
+    rig.phase("failed");
+    rig.run("detach", &["g1", "xvda"]).fine();
+    rig.run("attach", &["g1", "acme:f"]).fine();
+    assert_eq!(rig.disks()[0]["reason"], "");
+
+    assert!(rig.run("resume", &["g1", "xvdq"]).refused(3).contains("g1 has no disk xvdq (it has: xvda)"));
+    assert!(rig.run("resume", &["acme:x"]).refused(3).contains("no volume named \"x\""));
+    rig.run("resume", &["g1"]).refused(2);
+    assert_eq!(rig.run("resume", &["acme:db"]).fine(), "");
+    rig.take("acme").stop();
+    rig.run("resume", &["g1", "xvda"]).refused(3);
+}
+
+#[test]
+fn discards_and_barriers_can_be_switched_off() {
+    let mut rig = Rig::new();
+    let image = rig.image("n.img", 1);
+    let volume = format!("[[volume]]\nname = \"n\"\npath = \"{}\"\ndirect = false\ndiscard = false\n", image.display());
+    rig.serve("acme", &format!("{volume}[backend]\nbarrier = false\n"));
+    rig.guest("g1");
+    let has = |key: &str| rig.store().read_optional(&format!("{BACKEND}/{key}")).unwrap().is_some();
+    rig.run("attach", &["g1", "acme:db"]).fine();
+    assert!(has("feature-discard") && !has("feature-barrier") && !has("discard-granularity"));
+    rig.run("detach", &["g1", "xvda"]).fine();
+    rig.run("attach", &["g1", "acme:n"]).fine();
+    assert!(!has("feature-discard") && has("feature-flush-cache"));
+    rig.run("detach", &["g1", "xvda"]).fine();
+
+    // The toolstack's word: the directory is there with its key before we look at it.
+    signal_to(rig.supervisor("acme"), Signal::STOP);
+    let attach = rig.command("attach").args(["g1", "acme:db"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    eventually("its nodes", || has("discard-enable").then_some(()));
+    rig.store().write(&format!("{BACKEND}/discard-enable"), b"0").unwrap();
+    signal_to(rig.supervisor("acme"), Signal::CONT);
+    assert!(attach.wait_with_output().unwrap().status.success());
+    assert!(!has("feature-discard"));
+}

@@ -7,6 +7,7 @@ pub mod detach;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod resume;
 pub mod serve;
 pub mod status;
 pub mod xenstore;

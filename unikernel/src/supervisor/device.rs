@@ -63,6 +63,8 @@ pub struct Device {
     pub held: bool,
     /// What the volume said while the guest waits for it (`on-error = "hold"`).
     pub holding: Option<String>,
+    /// Failed flushes, as its counters have them, that the operator has forgiven.
+    pub forgiven: u64,
     /// How the size of its volume changes.
     pub size: Change,
     /// Why it is not served.
@@ -99,6 +101,7 @@ impl Device {
             busy: false,
             held: false,
             holding: None,
+            forgiven: 0,
             size: Change::default(),
             reason: String::new(),
             path: String::new(),
@@ -172,11 +175,24 @@ impl Device {
         }
     }
 
+    /// How many flushes have failed since it was connected.
+    pub fn flush_failures(&self) -> u64 {
+        self.meter.as_ref().map_or(0, |(_, meter)| blkback::stats::snapshot(meter).flush_failures)
+    }
+
+    /// Notices a failed flush of which its worker could not tell any more.
+    pub fn inherit_flush_failure(&mut self) {
+        let failed = self.flush_failures() > self.forgiven;
+        if let Some(volume) = self.volume.as_mut().filter(|_| failed) {
+            volume.disk.flush_failed = true;
+        }
+    }
+
     /// What is wrong with a disk that is served all the same.
     fn trouble(&self) -> String {
         let mut troubles = Vec::new();
         if let Some(why) = &self.holding {
-            troubles.push(format!("the guest waits for its volume, which says: {why}"));
+            troubles.push(format!("held: {why}; the guest waits until its volume is well again, or is resumed"));
         }
         let Some(volume) = &self.volume else { return troubles.join("; ") };
         if volume.disk.flush_failed {

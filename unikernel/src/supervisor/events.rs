@@ -33,6 +33,8 @@ enum Matter {
     Everything,
     /// dom0 wants fresh numbers.
     Sample,
+    /// The operator says that something is well again.
+    Resume,
     /// Disks of a guest came or went, on our side.
     Backends(u16),
     /// A device of ours: the toolstack has changed it.
@@ -65,6 +67,7 @@ impl Matter {
                 known(Name::parse(guest, devid), Matter::Backend)
             }
             ["data", "windsor", "sample"] => Matter::Sample,
+            ["data", "windsor", "resume"] => Matter::Resume,
             _ => Matter::Nothing,
         }
     }
@@ -95,8 +98,10 @@ impl Supervisor {
             Matter::Everything => {
                 self.dirty.extend(self.devices.keys().copied());
                 self.walk()?;
+                survivable(self.resume())?;
             }
             Matter::Sample => survivable(self.sample())?,
+            Matter::Resume => survivable(self.resume())?,
             Matter::Backends(guest) => {
                 self.dirty.extend(self.of_guest(guest));
                 self.walk_guest(&guest.to_string())?;
@@ -171,6 +176,7 @@ mod tests {
             ("/local/domain/3/backend/vif/7/0/state", Matter::Nothing),
             ("/local/domain/3/data/windsor/sample", Matter::Sample),
             ("/local/domain/3/data/windsor/sampled", Matter::Nothing),
+            ("/local/domain/3/data/windsor/resume", Matter::Resume),
             ("/local/domain/7", Matter::Guest(7)),
             ("/local/domain/7/device/vbd", Matter::Guest(7)),
             ("/local/domain/7/device/vbd/51712", Matter::Frontend(name)),

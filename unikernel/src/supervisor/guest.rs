@@ -166,6 +166,14 @@ impl Guest {
         self.channel.send(&Order::Resize { devid, sectors }, &[])
     }
 
+    /// Tells the worker that the volume of a disk is well again.
+    ///
+    /// # Errors
+    /// As [`Guest::connect`].
+    pub fn resume(&self, devid: u32) -> io::Result<()> {
+        self.channel.send(&Order::Resume { devid }, &[])
+    }
+
     /// The next report, if one waits. Notices the worker's death.
     pub fn next_report(&mut self) -> Option<Report> {
         if self.life != Life::Running {
@@ -203,15 +211,15 @@ impl Guest {
 
     /// Collects the process if it has ended; true when that changed [`Guest::life`] or the reason.
     pub fn reap(&mut self) -> bool {
+        if self.life == Life::Running {
+            // Its socket hangs up first: what it said last is read before it counts as dead.
+            return false;
+        }
         let Some(how) = (if self.ended { None } else { self.process.ended() }) else {
             return false;
         };
         self.ended = true;
-        let running = self.life == Life::Running;
-        if running {
-            self.life = Life::Dead { since: Instant::now() };
-        }
-        let unexplained = running || self.reason.is_empty() || self.reason == self.died(Ended::Unknown);
+        let unexplained = self.reason.is_empty() || self.reason == self.died(Ended::Unknown);
         if unexplained {
             self.reason = self.died(how);
         }

@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod process;
 mod published;
 mod reports;
+mod resume;
 mod returned;
 mod steps;
 pub mod takeover;

@@ -66,6 +66,8 @@ pub struct Description {
     pub cdrom: bool,
     /// `removable`, for `info`.
     pub removable: bool,
+    /// `discard-enable`: the guest may discard.
+    pub discard: bool,
 }
 
 /// Reads what the toolstack wrote; the error is a sentence.
@@ -91,6 +93,8 @@ pub fn describe(store: &mut Client, name: Name) -> Result<Result<Description, St
             read_only: !mode.starts_with('w'),
             cdrom: key("device-type")? == "cdrom",
             removable: key("removable")? == "1",
+            // A toolstack that does not say has nothing against it.
+            discard: key("discard-enable")? != "0",
         }))
     })
 }

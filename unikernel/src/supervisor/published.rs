@@ -24,7 +24,7 @@ impl Supervisor {
         if device.published.as_ref() == Some(&node) {
             return Ok(());
         }
-        if phase == Phase::Held {
+        if phase == Phase::Held && device.holding.is_none() {
             tracing::error!(device = %name, "held: {}", node.reason);
         }
         device.published = Some(node);
@@ -62,9 +62,11 @@ impl Supervisor {
 
     /// Makes the nodes that must be there when no more can be made.
     pub(super) fn make_room(&mut self) -> Result<(), Error> {
-        let sampled = format!("{}/sampled", publish::ROOT);
-        if self.store.read_optional(&sampled)?.is_none() {
-            self.store.write(&sampled, b"")?;
+        for answer in ["sampled", "resumed"] {
+            let node = format!("{}/{answer}", publish::ROOT);
+            if self.store.read_optional(&node)?.is_none() {
+                self.store.write(&node, b"")?;
+            }
         }
         self.write_overflow()
     }

@@ -120,6 +120,7 @@ impl Supervisor {
             match life {
                 Life::Running => {}
                 Life::Dead { .. } => {
+                    device.inherit_flush_failure();
                     if device.service != Service::None {
                         device.service = Service::Draining;
                     }

@@ -178,6 +178,7 @@ impl Supervisor {
             let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
             let Some(volume) = &device.volume else { return Ok(()) };
             device.size = Change::default();
+            device.forgiven = 0;
             let connect = Connect {
                 guest: name.guest,
                 devid: name.devid,

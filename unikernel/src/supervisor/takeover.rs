@@ -47,6 +47,7 @@ pub struct Record {
     refused: bool,
     busy: bool,
     holding: Option<String>,
+    forgiven: u64,
     reason: String,
     path: String,
     /// The open volume; the first descriptor, if it has one.
@@ -67,6 +68,7 @@ impl Record {
             refused: device.refused,
             busy: device.busy,
             holding: device.holding.clone(),
+            forgiven: device.forgiven,
             reason: device.reason.clone(),
             path: device.path.clone(),
             volume: volume.map(|volume| (volume.disk.clone(), volume.fd.is_some())),
@@ -115,6 +117,7 @@ impl Record {
         device.refused = self.refused;
         device.busy = self.busy;
         device.holding = self.holding;
+        device.forgiven = self.forgiven;
         device.reason = self.reason;
         device.path = self.path;
         Ok(device)

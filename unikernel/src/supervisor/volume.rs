@@ -88,6 +88,7 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
         read_only,
         direct: volume.direct,
         kind: volume.kind,
+        on_error: volume.on_error,
         fault: volume.fault,
         ..DiskParams::plain(sectors)
     };
@@ -158,7 +159,7 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
     let disk = DiskParams {
         physical_sector_size: physical,
         logical_sector_size: medium.unit,
-        discard: medium.discard,
+        discard: medium.discard.filter(|_| volume.discard),
         barrier: !read_only,
         ..disk(size / 512)
     };
@@ -193,6 +194,8 @@ fn holder(metadata: &Metadata) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use blkback::config::OnError;
+
     use super::*;
 
     fn volume(path: &Path) -> Volume {
@@ -203,6 +206,8 @@ mod tests {
             direct: false,
             kind: DiskKind::Raw,
             size: 0,
+            on_error: OnError::Report,
+            discard: true,
             fault: None,
         }
     }

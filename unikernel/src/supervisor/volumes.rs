@@ -65,7 +65,9 @@ impl Supervisor {
             return Ok(false);
         }
         match volume::open(volume, about.read_only) {
-            Ok(opened) => {
+            Ok(mut opened) => {
+                opened.disk.discard = opened.disk.discard.filter(|_| about.discard);
+                opened.disk.barrier &= self.config.backend.barrier;
                 self.sizes.insert(about.volume, (opened.disk.sectors * 512, String::new()));
                 if let Some(device) = self.devices.get_mut(&name) {
                     device.volume = Some(opened);

@@ -5,6 +5,7 @@ pub mod attach;
 pub mod detach;
 pub mod domain;
 pub mod look;
+pub mod resume;
 
 /// Why a command of the operator did not do what it was asked for: one line, and the code to exit with.
 #[derive(Debug, thiserror::Error)]
