@@ -32,6 +32,7 @@ pub fn paths() -> Vec<Features> {
         discard: None,
         shorten: None,
         delay_ms: 0,
+        direct: false,
     };
     let arena = Features { zero_copy: false, abi: Abi::X86_32, ..zero_copy.clone() };
     let mapped = Features { persistent: false, transient: Transient::Map, ..zero_copy.clone() };

@@ -31,6 +31,8 @@ pub struct Features {
     pub discard: Option<u32>,
     pub shorten: Option<u32>,
     pub delay_ms: u64,
+    /// Direct I/O to a real medium. It stays as it is when the disk is connected anew.
+    pub direct: bool,
 }
 
 impl Features {
@@ -56,6 +58,7 @@ impl Features {
             discard: random.bool().then(|| [1, 8][random.usize(..2)]),
             shorten: (random.u8(..4) == 0).then(|| unit * random.u32(1..=9)),
             delay_ms: u64::from(random.u8(..12) == 0),
+            direct: random.u8(..8) == 0,
         }
     }
 

@@ -16,6 +16,7 @@ mod session;
 mod shrink;
 mod steps;
 mod validator;
+mod volume;
 mod wire;
 
 use fastrand::Rng;

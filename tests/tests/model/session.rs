@@ -1,7 +1,6 @@
 //! A session: steps done with a real worker and with the reference, which must agree.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use grant::embedded;
@@ -12,6 +11,7 @@ use crate::guest::{Attached, Guest, LISTS, PAGE, PAGES, WRITABLE};
 use crate::reference::{Bytes, Disk, Pages, Place, SECTOR};
 use crate::steps::{Put, Step};
 use crate::validator::{Verdict, Work, judge};
+use crate::volume::Volume;
 use crate::wire::{self, BARRIER, DISCARD, ERROR, OKAY, READ, Response, Segment, UNSUPPORTED};
 
 /// What happened, to be sure that it did.
@@ -91,17 +91,16 @@ impl Stage {
 
     /// Does the steps on a fresh disk.
     pub fn play(&mut self, features: &Features, steps: &[Step]) -> Result<(), Failure> {
-        let file = rustix::fs::memfd_create("volume", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let content = self.noise[2 << 20..].to_vec();
-        assert_eq!(rustix::io::pwrite(&file, &content, 0), Ok(content.len()));
+        let volume = if features.direct { Volume::direct(&content) } else { Volume::in_memory(&content) };
         let guest = self.guest();
         let mut session = Session {
-            attached: Some(Attached::connect(&self.world, &guest, features, &file)),
+            attached: Some(Attached::connect(&self.world, &guest, features, &volume.backend)),
             pages: Pages::new(guest.content()),
             guest: Some(guest),
             stage: self,
             features: features.clone(),
-            file,
+            volume,
             disk: Disk::new(content),
             flights: HashMap::new(),
             epochs: [0; 4],
@@ -119,7 +118,7 @@ impl Stage {
 struct Session<'a> {
     stage: &'a mut Stage,
     features: Features,
-    file: OwnedFd,
+    volume: Volume,
     guest: Option<Guest>,
     attached: Option<Attached>,
     disk: Disk,
@@ -184,7 +183,7 @@ impl Session<'_> {
 
     fn attach(&mut self) {
         let guest = self.guest.as_ref().expect("alive");
-        self.attached = Some(Attached::connect(&self.stage.world, guest, &self.features, &self.file));
+        self.attached = Some(Attached::connect(&self.stage.world, guest, &self.features, &self.volume.backend));
         self.epochs = [0; 4];
     }
 
@@ -452,8 +451,7 @@ impl Session<'_> {
 
     /// Nothing is in flight: the file, and every byte of the guest's pages.
     fn compare_now(&mut self) -> Result<(), String> {
-        let mut actual = vec![0; FILE_SECTORS as usize * SECTOR];
-        rustix::io::pread(&self.file, &mut actual, 0).map_err(|error| error.to_string())?;
+        let actual = self.volume.content(FILE_SECTORS as usize * SECTOR);
         self.disk.settle(&actual).map_err(|sector| format!("sector {sector} holds what nobody wrote"))?;
         if let Some(guard) = self.guest().touched_guard() {
             return Err(format!("guard page {guard} was written to"));
