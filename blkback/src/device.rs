@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use grant::journal;
@@ -122,14 +122,24 @@ struct Device {
     broken: bool,
     /// The size that is being told to the queues, and how many know it.
     resizing: (u64, usize),
+    /// Queues that hold requests.
+    holding: usize,
+    flush_failed: Arc<AtomicBool>,
 }
 
 impl Device {
-    fn trouble(&mut self, devid: u32, trouble: Trouble) -> Report {
+    /// The disk holds from its first queue that does to its last.
+    fn trouble(&mut self, devid: u32, trouble: Trouble) -> Option<Report> {
         match trouble {
-            Trouble::Holding(reason) => Report::Holding { devid, reason },
-            Trouble::Resumed => Report::Resumed { devid },
-            Trouble::FlushFailed => Report::FlushFailed { devid },
+            Trouble::Holding(reason) => {
+                self.holding += 1;
+                (self.holding == 1).then_some(Report::Holding { devid, reason })
+            }
+            Trouble::Resumed => {
+                self.holding = self.holding.saturating_sub(1);
+                (self.holding == 0).then_some(Report::Resumed { devid })
+            }
+            Trouble::FlushFailed => Some(Report::FlushFailed { devid }),
         }
     }
 }
@@ -191,6 +201,7 @@ impl Worker {
         if queues.is_empty() || queues.len() != connect.negotiated.queues.len() || meter.queues() < queues.len() {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
+        let shared = self.shared(&connect);
         let device = Device {
             direct: connect.disk.direct,
             queues: queues.len(),
@@ -201,9 +212,10 @@ impl Worker {
             path: String::new(),
             broken: false,
             resizing: (0, 0),
+            holding: 0,
+            flush_failed: Arc::clone(&shared.flush_failed),
         };
         self.devices.insert(devid, device);
-        let shared = self.shared(&connect);
         let (connect, volume) = (Arc::new(connect), volume.map(Arc::new));
         for (index, parts) in queues.into_iter().enumerate() {
             let meter = meter.block(index).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -229,6 +241,10 @@ impl Worker {
 
     /// The operator says that a disk's volume is well again: held requests are tried at once, flushes count again.
     pub fn resume(&mut self, devid: u32) {
+        // Here and not by each queue in its turn: whoever comes late would undo the failure of another's next flush.
+        if let Some(device) = self.devices.get(&devid) {
+            device.flush_failed.store(false, Ordering::Relaxed);
+        }
         for (sender, _) in &self.threads {
             sender.send(Message::Resume { devid });
         }
@@ -280,7 +296,7 @@ impl Worker {
             FromThread::Broken { reason, .. } => {
                 return (!std::mem::replace(&mut device.broken, true)).then_some(Report::Broken { devid, reason });
             }
-            FromThread::Trouble { trouble, .. } => return Some(device.trouble(devid, trouble)),
+            FromThread::Trouble { trouble, .. } => return device.trouble(devid, trouble),
             FromThread::Resized { sectors, queues, .. } => {
                 if device.resizing.0 != sectors {
                     return None;
@@ -330,5 +346,32 @@ impl Drop for Worker {
                 tracing::error!("a queue thread panicked");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_well_again_when_its_last_queue_is() {
+        let mut device = Device {
+            direct: false,
+            queues: 2,
+            attached: 2,
+            failed: 0,
+            drained: 0,
+            failure: None,
+            path: String::new(),
+            broken: false,
+            resizing: (0, 0),
+            holding: 0,
+            flush_failed: Arc::default(),
+        };
+        let failing = || Trouble::Holding("no space".into());
+        assert!(matches!(device.trouble(7, failing()), Some(Report::Holding { devid: 7, .. })));
+        assert_eq!(device.trouble(7, failing()), None, "said before");
+        assert_eq!(device.trouble(7, Trouble::Resumed), None, "the other still holds");
+        assert_eq!(device.trouble(7, Trouble::Resumed), Some(Report::Resumed { devid: 7 }));
     }
 }
