@@ -6,6 +6,8 @@
 //! [`Data::prepare`], [`Data::copy_in`]; then the disk; then [`Data::copy_out`], [`Data::finish_copies`],
 //! [`Data::release`]. Everything is batched: one map call and one copy call for many requests.
 
+mod spare;
+
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,7 @@ use crate::config::Transient;
 use crate::proto::{BlkifRequestSegment, SEGMENTS_PER_PAGE};
 use crate::request::Segment;
 use crate::transient::{Chooser, Method};
+use spare::Spare;
 
 /// What a queue's data path is made of.
 pub struct Setup {
@@ -73,6 +76,9 @@ pub struct Data {
     places: Vec<MaybePlace>,
     spans: Vec<Span>,
     held: Vec<Held>,
+    /// Requests with memory of the arena's.
+    in_arena: usize,
+    spare: Option<Spare>,
     building: Option<u16>,
     /// Requests whose places may name the slab being built.
     unsettled: Vec<u16>,
@@ -94,6 +100,10 @@ pub struct Around {
     /// Behind it.
     pub after: u32,
 }
+
+/// Mappings given up that may wait for something slow to end; with more than that no others are given up, and grants
+/// that find no room are copied.
+const MAX_RETIRED: usize = 16;
 
 fn zeroed<T: FromZeros>(count: usize) -> io::Result<Vec<T>> {
     T::new_vec_zeroed(count).map_err(|_| io::ErrorKind::OutOfMemory.into())
@@ -124,6 +134,8 @@ impl Data {
             places: zeroed(total)?,
             spans: zeroed(total)?,
             held: vec![Held::default(); setup.slots],
+            in_arena: 0,
+            spare: None,
             building: None,
             unsettled: Vec::with_capacity(setup.slots),
             copies: Vec::with_capacity((crate::queue::BATCH * setup.segments).min(total)),
@@ -274,6 +286,10 @@ impl Data {
                 self.map_slab(ring);
                 continue;
             }
+            // Behind one slow operation they would pile up, and the cap would be none.
+            if ring.memory(self.memory).retired() >= MAX_RETIRED {
+                return None;
+            }
             let region = table.evict()?;
             if let Err(error) = ring.retire(self.memory, region) {
                 tracing::error!(%error, "unmapping persistent grants failed");
@@ -357,7 +373,7 @@ impl Data {
             return Ok(());
         }
         let Around { before, after } = around.unwrap_or_default();
-        let run = ring.take_arena(before + len + after).ok_or(NoMemory)?;
+        let run = self.take_run(slot, before + len + after, ring).ok_or(NoMemory)?;
         let data = Span { offset: run.offset + before, len, ..run };
         self.spans[base] = run;
         let held = &mut self.held[usize::from(slot)];
@@ -432,14 +448,12 @@ impl Data {
                 }
                 None => {
                     let (offset, len) = (span.offset() as u16, span.len() as u16);
-                    self.copies.push(CopySegment {
-                        gref,
-                        offset,
-                        len,
-                        local: local as usize,
-                        status: GrantStatus::OKAY,
-                    });
-                    self.owners.push(slot);
+                    let status = GrantStatus::OKAY;
+                    let copy = CopySegment { gref, offset, len, local: local as usize, status };
+                    if !self.spare.as_mut().is_some_and(|spare| spare.takes(run, copy)) {
+                        self.copies.push(copy);
+                        self.owners.push(slot);
+                    }
                     self.copied_bytes += u64::from(span.len());
                 }
             }
@@ -467,12 +481,12 @@ impl Data {
     }
 
     fn copy_with_arena(&mut self, direction: CopyDirection, ring: &Uring) {
-        if self.copies.is_empty() {
-            return;
-        }
-        if let Some(arena) = ring.memory(self.memory).pages(RegionId::ARENA) {
+        if !self.copies.is_empty()
+            && let Some(arena) = ring.memory(self.memory).pages(RegionId::ARENA)
+        {
             self.run_copies(direction, arena);
         }
+        self.copy_with_spare(direction, ring);
     }
 
     fn run_copies(&mut self, direction: CopyDirection, local: &Pages) {
@@ -506,7 +520,7 @@ impl Data {
         let base = self.base(slot);
         let held = std::mem::take(&mut self.held[usize::from(slot)]);
         if let Some(run) = held.arena {
-            ring.give_arena(run);
+            self.give_run(run, ring);
         }
         if let Some((region, mapping)) = held.transient {
             self.unmap_transient(region, usize::from(held.segments), mapping, ring);

@@ -75,8 +75,8 @@ pub enum Operation {
     Write,
     /// `BLKIF_OP_FLUSH_DISKCACHE`; with data it flushes, then writes.
     Flush,
-    /// `BLKIF_OP_WRITE_BARRIER`: everything before it ends first, then it writes, then it flushes; nothing after it
-    /// begins earlier.
+    /// `BLKIF_OP_WRITE_BARRIER`: everything before it ends first and is flushed, then it writes, then it flushes;
+    /// nothing after it begins earlier.
     Barrier,
     /// `BLKIF_OP_DISCARD`.
     Discard {

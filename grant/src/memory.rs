@@ -152,6 +152,11 @@ impl Memory {
         Memory::free(region, table)
     }
 
+    /// Mappings that were given up and wait for operations to end.
+    pub fn retired(&self) -> usize {
+        self.retired.len()
+    }
+
     /// Counts an operation on `whole`, the one region that it is about, if that is a transient one.
     ///
     /// # Panics

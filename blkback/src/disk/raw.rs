@@ -22,8 +22,10 @@ const BOTH_EDGES: u32 = 2;
 const LAST_EDGE: u32 = 1;
 /// While the data is transferred, or something without data is done.
 const DATA: u32 = 3;
-/// While a barrier's data is made durable.
+/// While what came before is made durable.
 const FLUSH: u32 = 4;
+/// While a barrier's data is.
+const FLUSH_DATA: u32 = 5;
 
 impl Raw {
     /// A volume, `file` in the ring's table. Without `eraser` discards make holes in a file.
@@ -100,7 +102,8 @@ impl Disk for Raw {
                 io.read(job, self.file, at, 0, len);
             }
             Operation::Write => self.write(job, io),
-            Operation::Barrier if job.len > 0 => self.write(job, io),
+            // A barrier's data must not be on the medium before that of earlier writes is, whenever the power fails:
+            // journals rely on it.
             Operation::Flush | Operation::Barrier => {
                 job.step = FLUSH;
                 io.flush(job, self.file);
@@ -120,11 +123,11 @@ impl Disk for Raw {
                 self.write_data(job, io);
             }
             (DATA, Operation::Barrier) => {
-                job.step = FLUSH;
+                job.step = FLUSH_DATA;
                 io.flush(job, self.file);
             }
             // A flush with data flushes what came before it, then writes (blkif.h allows it).
-            (FLUSH, Operation::Flush) if job.len > 0 => self.write(job, io),
+            (FLUSH, _) if job.len > 0 => self.write(job, io),
             _ => io.finish(Ok(())),
         }
     }

@@ -4,6 +4,7 @@
 mod block_device;
 mod crowd;
 mod memory;
+mod neighbours;
 mod online;
 #[path = "../rig/mod.rs"]
 mod rig;
@@ -156,6 +157,23 @@ fn a_barrier_stands_between_what_came_before_and_after() {
         disk.close();
         assert_eq!(world.active_grants(), 0);
     }
+}
+
+/// A volume that takes data and fails flushes: a pipe. What a barrier finds unwritten must be written before its data.
+#[test]
+fn a_barrier_writes_nothing_before_earlier_writes_are_durable() {
+    let mut world = World::new();
+    let (read_end, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+    let shape = Shape { barrier: true, sectors: Some(2048), ..Shape::default() };
+    let mut disk = Disk::connect(&mut world, &File::from(write_end), shape);
+    let data = world.memory.grant(world.service.domid, 1, Access::ReadWrite).unwrap();
+    let mut bytes = [0; 8192];
+    assert_eq!(statuses(&mut disk, &[rw(BLKIF_OP_WRITE, 0, 0, &data.refs)]), [BLKIF_RSP_OKAY]);
+    assert_eq!(rustix::io::read(&read_end, &mut bytes), Ok(PAGE));
+    assert_eq!(statuses(&mut disk, &[rw(BLKIF_OP_WRITE_BARRIER, 1, 0, &data.refs)]), [BLKIF_RSP_ERROR]);
+    assert_eq!(rustix::io::read(&read_end, &mut bytes), Err(rustix::io::Errno::AGAIN));
+    assert_eq!(wait_report(&mut disk.worker), Report::FlushFailed { devid: 51712 });
+    disk.close();
 }
 
 #[test]
