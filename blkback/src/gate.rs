@@ -23,14 +23,24 @@ pub struct Gate {
     closed: AtomicUsize,
     /// Which queues have requests with the disk.
     inside: Vec<CachePadded<AtomicBool>>,
+    /// Which queues were refused and have not been let in since.
+    waiting: Vec<CachePadded<AtomicBool>>,
+    /// One more than the number of the queue that closed it last: it gives way to those that wait.
+    last: AtomicUsize,
     wake: Wake,
 }
 
 impl Gate {
     /// An open gate for `queues` queues.
     pub fn new(queues: usize, wake: Wake) -> Gate {
-        let inside = (0..queues).map(|_| CachePadded::new(AtomicBool::new(false))).collect();
-        Gate { closed: AtomicUsize::new(0), inside, wake }
+        let flags = || (0..queues).map(|_| CachePadded::new(AtomicBool::new(false))).collect();
+        Gate { closed: AtomicUsize::new(0), inside: flags(), waiting: flags(), last: AtomicUsize::new(0), wake }
+    }
+
+    /// The queues that wait, without this one.
+    fn waiting(&self, except: usize) -> impl Iterator<Item = usize> {
+        let waits = move |queue: &usize| *queue != except && self.waiting[*queue].load(Ordering::SeqCst);
+        (0..self.waiting.len()).filter(waits)
     }
 }
 
@@ -39,6 +49,8 @@ pub struct Pass {
     gate: Arc<Gate>,
     index: usize,
     inside: bool,
+    /// It was refused and has not been let in since.
+    waits: bool,
 }
 
 // Everything is SeqCst: `enter` writes its own flag and reads `closed`, `close` writes `closed` and reads the flags;
@@ -46,7 +58,7 @@ pub struct Pass {
 impl Pass {
     /// The side of queue `index`.
     pub fn new(gate: Arc<Gate>, index: usize) -> Pass {
-        Pass { gate, index, inside: false }
+        Pass { gate, index, inside: false, waits: false }
     }
 
     /// Asks to give the disk a request that may run beside others. False while the gate is closed.
@@ -56,10 +68,20 @@ impl Pass {
             self.gate.inside[self.index].store(true, Ordering::SeqCst);
             self.inside = true;
         }
-        if self.gate.closed.load(Ordering::SeqCst) == 0 {
-            return true;
+        self.note(self.gate.closed.load(Ordering::SeqCst) == 0)
+    }
+
+    /// Whoever is refused is noted, so that the next to run alone is not the same as before.
+    #[inline]
+    fn note(&mut self, admitted: bool) -> bool {
+        if self.waits == admitted {
+            self.waits = !admitted;
+            self.gate.waiting[self.index].store(!admitted, Ordering::SeqCst);
+            if admitted {
+                self.gate.waiting(self.index).for_each(|queue| (self.gate.wake)(queue));
+            }
         }
-        false
+        admitted
     }
 
     /// This queue has nothing with the disk any more.
@@ -80,10 +102,16 @@ impl Pass {
     /// have left.
     pub fn close(&mut self) -> bool {
         let mine = self.index + 1;
-        match self.gate.closed.compare_exchange(0, mine, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(_) => {}
-            Err(closer) if closer == mine => {}
-            Err(_) => return false,
+        if self.gate.closed.load(Ordering::SeqCst) != mine {
+            // They have been told that the gate is open, and tell us when they are in.
+            let gives_way =
+                self.gate.last.load(Ordering::SeqCst) == mine && self.gate.waiting(self.index).next().is_some();
+            let closed = || self.gate.closed.compare_exchange(0, mine, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            let closed = !gives_way && closed();
+            if !self.note(closed) {
+                return false;
+            }
+            self.gate.last.store(mine, Ordering::SeqCst);
         }
         debug_assert!(!self.inside, "closing with requests of its own under way");
         self.gate.inside.iter().all(|inside| !inside.load(Ordering::SeqCst))
@@ -126,6 +154,29 @@ mod tests {
         passes[2].open();
         assert_eq!(*woken.lock().unwrap(), [2, 2, 0, 1]);
         assert!(passes[0].close());
+    }
+
+    /// A queue with one such request after another is the first to know that the gate is open.
+    #[test]
+    fn whoever_ran_alone_gives_way_to_those_that_waited() {
+        let (mut passes, woken) = gate(3);
+        assert!(passes[0].close() && !passes[1].enter());
+        passes[1].leave();
+        passes[0].open();
+        assert!(!passes[0].close(), "the other has not had its turn");
+        woken.lock().unwrap().clear();
+        assert!(passes[1].enter());
+        assert_eq!(*woken.lock().unwrap(), [0], "told when it may come again");
+        assert!(!passes[0].close(), "closed, but not alone");
+        passes[1].leave();
+        assert!(passes[0].close());
+        assert!(!passes[2].close() && !passes[1].enter());
+        passes[1].leave();
+        passes[0].open();
+        // The third does not wait for the second, or nobody would come in.
+        assert!(passes[2].close());
+        passes[2].open();
+        assert!(passes[1].enter() && passes[1].enter());
     }
 
     #[test]
