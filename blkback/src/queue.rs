@@ -69,8 +69,8 @@ struct Slot {
     started: bool,
     /// The disk has said `finish`.
     finished: bool,
-    /// It was held and is tried again.
-    held: bool,
+    /// It was held, and whether it succeeds now decides about the others.
+    probe: bool,
     /// Its memory has to be the arena's (512e).
     bounce: bool,
     pending: u16,
@@ -88,7 +88,7 @@ impl Slot {
             rejected: false,
             started: false,
             finished: false,
-            held: false,
+            probe: false,
             bounce: false,
             pending: 0,
             taken: now,
@@ -178,7 +178,7 @@ impl BlkQueue {
     /// The operator says that the volume is well again: what is held is tried now, and flushes count again.
     pub fn resume(&mut self, core: &mut Core) {
         for slot in self.parts.hold.resume() {
-            self.restart(slot, core);
+            self.restart(slot, false, core);
         }
     }
 
@@ -309,7 +309,7 @@ impl BlkQueue {
         }
         let state = &self.slots[usize::from(slot)];
         match state.ended {
-            Ok(()) if state.held => self.cured(core),
+            Ok(()) if state.probe => self.cured(core),
             // A discard is a hint: nothing is lost when it fails.
             Err(_) if self.draining || matches!(state.job.operation, Operation::Discard { .. }) => {}
             Err(errno) if self.parts.hold.keep(slot, errno, core.now) => return self.count(Counter::Held, 1),
@@ -318,10 +318,11 @@ impl BlkQueue {
         self.ended.push(slot);
     }
 
-    /// Tries a held request again, from its start.
-    fn restart(&mut self, slot: u16, core: &mut Core) {
+    /// Tries a held request again, from its start. The others follow when a probe succeeds, but not whenever one of
+    /// those that followed does: some may fail for good.
+    fn restart(&mut self, slot: u16, probe: bool, core: &mut Core) {
         let state = &mut self.slots[usize::from(slot)];
-        (state.finished, state.held, state.ended) = (false, true, Ok(()));
+        (state.finished, state.probe, state.ended) = (false, probe, Ok(()));
         (state.job.step, state.job.outer_step) = (0, 0);
         self.drive(slot, None, core);
     }
@@ -329,7 +330,7 @@ impl BlkQueue {
     /// A held request has succeeded: the others have their turn.
     fn cured(&mut self, core: &mut Core) {
         for slot in self.parts.hold.cured() {
-            self.restart(slot, core);
+            self.restart(slot, false, core);
         }
     }
 
@@ -479,7 +480,7 @@ impl Queue for BlkQueue {
     fn tick(&mut self, core: &mut Core) {
         self.parts.disk.tick(core.now);
         if let Some(slot) = self.parts.hold.probe(core.now) {
-            self.restart(slot, core);
+            self.restart(slot, true, core);
         }
     }
 

@@ -196,7 +196,7 @@ impl<Q: Queue> Reactor<Q> {
             let Some(reaped) = self.reap(inbox, control) else { return };
             busy |= reaped;
             busy |= self.settle(control);
-            self.tick();
+            busy |= self.tick();
             if busy || self.poll() || self.final_check() {
                 continue;
             }
@@ -358,11 +358,13 @@ impl<Q: Queue> Reactor<Q> {
         self.queues.iter().flatten().any(|entry| entry.paused || entry.queue.wants_tick())
     }
 
-    fn tick(&mut self) {
+    /// True when a queue was called: it may have something to answer.
+    fn tick(&mut self) -> bool {
         if self.core.now.duration_since(self.ticked) < TICK {
-            return;
+            return false;
         }
         self.ticked = self.core.now;
+        let mut called = false;
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.paused) {
             // One more event, and the ring is looked at before it is asked for.
             (entry.awake, entry.paused, entry.idle_events) = (true, false, IDLE_EVENTS - 1);
@@ -370,7 +372,9 @@ impl<Q: Queue> Reactor<Q> {
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.queue.wants_tick()) {
             entry.queue.tick(&mut self.core);
             entry.touched = true;
+            called = true;
         }
+        called
     }
 }
 

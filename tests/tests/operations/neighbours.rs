@@ -1,6 +1,8 @@
-//! What one disk of a worker's thread may not do to another one.
+//! What one disk of a worker's thread may not do to another one, nor one request to others.
 
+use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use blkback::config::{FaultParams, OnError};
@@ -53,6 +55,23 @@ fn a_disk_that_holds_all_of_the_arena_stops_no_other_disk() {
     }
 }
 
+/// A disk of a worker's own, over whatever `wrap` makes of it.
+fn with_medium(
+    world: &World,
+    file: &File,
+    shape: Shape,
+    wrap: impl Fn(Box<dyn Medium>) -> Box<dyn Medium> + Send + Sync + 'static,
+) -> Disk {
+    let (fence, write_end) = rustix::pipe::pipe().unwrap();
+    let events = Box::new(world.ports(world.service.domid));
+    let open: disk::Open = Arc::new(move |params, file, eraser| Some(wrap(disk::open(params, file, eraser)?)));
+    let threads = vec![ThreadParts { events, fence: write_end }];
+    let mut worker = Worker::start_with(world.guest.domid, threads, open).unwrap();
+    let guest = (world.guest.domid, world.memory.clone());
+    let lane = Lane::connect(world, &mut worker, guest, 51712, file, shape, |grants| grants).unwrap();
+    Disk { worker, fence, lane }
+}
+
 /// A disk that takes its time with sector 0.
 struct Slow(Box<dyn Medium>);
 
@@ -82,15 +101,8 @@ impl Medium for Slow {
 fn grants_do_not_pile_up_behind_a_slow_request() {
     let world = World::new();
     let (file, _) = image(1 << 20);
-    let (fence, write_end) = rustix::pipe::pipe().unwrap();
-    let events = Box::new(world.ports(world.service.domid));
-    let open: disk::Open = Arc::new(|params, file, eraser| Some(Box::new(Slow(disk::open(params, file, eraser)?))));
-    let mut worker =
-        Worker::start_with(world.guest.domid, vec![ThreadParts { events, fence: write_end }], open).unwrap();
     let shape = Shape { max_persistent: 22, ..Shape::default() };
-    let guest = (world.guest.domid, world.memory.clone());
-    let lane = Lane::connect(&world, &mut worker, guest, 51712, &file, shape, |grants| grants).unwrap();
-    let mut disk = Disk { worker, fence, lane };
+    let mut disk = with_medium(&world, &file, shape, |disk| Box::new(Slow(disk)));
     let mut memory = world.memory.clone();
     let data = memory.grant(world.service.domid, 11 * 300, Access::ReadWrite).unwrap();
     disk.put(&[rw(BLKIF_OP_READ, 999, 0, &data.refs[..1])]);
@@ -107,4 +119,67 @@ fn grants_do_not_pile_up_behind_a_slow_request() {
     assert!(most > 22 && most <= 22 + 1 + 16 * 11, "{most} pages mapped");
     disk.close();
     assert_eq!(world.active_grants(), 0);
+}
+
+/// A disk that answers on the spot: odd pages always fail, others the first time. Counts how often it was asked.
+struct Fickle(Box<dyn Medium>, Vec<u64>, Arc<AtomicUsize>);
+
+impl Medium for Fickle {
+    fn start(&mut self, job: &mut Job, io: &mut Io<'_>) {
+        self.2.fetch_add(1, Ordering::SeqCst);
+        let page = job.at / PAGE as u64;
+        let known = self.1.contains(&page);
+        self.1.push(page);
+        io.finish(if page % 2 == 1 || !known { Err(5) } else { Ok(()) });
+    }
+
+    fn step(&mut self, _: &mut Job, ended: Ended, io: &mut Io<'_>) {
+        io.finish(ended);
+    }
+
+    fn limits(&self) -> DiskLimits {
+        self.0.limits()
+    }
+}
+
+#[test]
+fn requests_that_fail_for_good_are_not_tried_with_every_one_that_does_not() {
+    const COUNT: u64 = 31;
+    let world = World::new();
+    let (file, _) = image(1 << 20);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let mut disk = with_medium(&world, &file, Shape { on_error: OnError::Hold, ..Shape::default() }, move |disk| {
+        Box::new(Fickle(disk, Vec::new(), Arc::clone(&count)))
+    });
+    let mut memory = world.memory.clone();
+    let data = memory.grant(world.service.domid, 1, Access::ReadWrite).unwrap();
+    let slots: Vec<_> = (0..COUNT).map(|id| rw(BLKIF_OP_READ, id, id * 8, &data.refs)).collect();
+    disk.put(&slots);
+    let well = disk.responses(COUNT as usize / 2 + 1);
+    assert!(well.iter().all(|response| response.id % 2 == 0 && response.status == BLKIF_RSP_OKAY));
+    // All of them once, one as a probe, then the others again, and what the next seconds may bring.
+    let asked = asked.load(Ordering::SeqCst);
+    assert!(asked <= COUNT as usize * 2 + 5, "asked {asked} times");
+    let holding = |report: Report| matches!(report, Report::Holding { .. });
+    assert!(holding(wait_report(&mut disk.worker)));
+    assert_eq!(wait_report(&mut disk.worker), Report::Resumed { devid: 51712 });
+    assert!(holding(wait_report(&mut disk.worker)));
+    disk.worker.disconnect(51712);
+    assert_eq!(wait_report(&mut disk.worker), Report::Closed { devid: 51712 });
+}
+
+/// Nothing but the tick has happened, and nothing is left that would bring another one.
+#[test]
+fn a_probe_that_succeeds_on_the_spot_is_answered() {
+    let world = World::new();
+    let (file, _) = image(1 << 20);
+    let mut disk = with_medium(&world, &file, Shape { on_error: OnError::Hold, ..Shape::default() }, |disk| {
+        Box::new(Fickle(disk, Vec::new(), Arc::default()))
+    });
+    let mut memory = world.memory.clone();
+    let data = memory.grant(world.service.domid, 1, Access::ReadWrite).unwrap();
+    disk.put(&[rw(BLKIF_OP_READ, 5, 0, &data.refs)]);
+    assert_eq!(disk.responses(1)[0].status, BLKIF_RSP_OKAY);
+    disk.close();
 }
