@@ -13,6 +13,7 @@ pub mod disk;
 pub mod gate;
 pub mod hold;
 pub mod keys;
+pub mod limit;
 pub mod proto;
 pub mod queue;
 pub mod request;

@@ -24,7 +24,7 @@ use crate::queue::{BlkQueue, Parts};
 use crate::request::Limits;
 
 /// Pages of a thread's arena, for all its queues: 32 requests of 128 KiB.
-const ARENA_PAGES: usize = 1024;
+pub(crate) const ARENA_PAGES: usize = 1024;
 
 pub(crate) struct Attach {
     pub(crate) connect: Arc<Connect>,

@@ -20,13 +20,16 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use blkback::config::{DiskKind, FaultParams, Offer, OnError, Transient};
+use blkback::config::{DiskKind, FaultParams, OnError};
 use serde::Deserialize;
 use toml::Spanned;
+
+mod backend;
+
+pub use backend::{Backend, Bytes, DataPath};
 
 /// Most volumes of one VM.
 const MAX_VOLUMES: usize = 1024;
@@ -76,87 +79,6 @@ pub struct Volume {
     pub discard: bool,
     /// Deliberate faults.
     pub fault: Option<FaultParams>,
-}
-
-/// `[backend]`: what every disk of the VM offers and how it is served.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Backend {
-    /// Register memory with io_uring where the kernel lets us.
-    pub fixed_buffers: bool,
-    /// Largest ring, 2 to this power in pages: 0 to 4.
-    pub max_ring_order: u8,
-    /// Segments of an indirect request: 0 (none) or 11 to 256.
-    pub max_indirect: u16,
-    /// Queues of a disk: 1 to 16.
-    pub queues: u16,
-    /// Offer persistent grants.
-    pub persistent: bool,
-    /// Offer barriers.
-    pub barrier: bool,
-    /// How long InitWait is kept up for a toolstack to see, in milliseconds: 0 to 8000.
-    pub initwait_dwell_ms: u64,
-    /// Threads of a worker, 1 to 16; 0 means one per CPU, at most 4.
-    pub threads: usize,
-    /// Where the data of a request goes.
-    pub data_path: DataPath,
-    /// How the pages of frontends without persistent grants are reached on the zero-copy path: `auto`, `copy`, `map`.
-    pub transient: Transient,
-}
-
-impl Default for Backend {
-    fn default() -> Backend {
-        let offer = Offer::default();
-        Backend {
-            fixed_buffers: true,
-            max_ring_order: offer.max_ring_order,
-            max_indirect: offer.max_indirect,
-            queues: offer.queues,
-            persistent: offer.persistent,
-            barrier: true,
-            initwait_dwell_ms: 500,
-            threads: 0,
-            data_path: DataPath::Auto,
-            transient: Transient::Auto,
-        }
-    }
-}
-
-impl Backend {
-    /// What its disks publish.
-    pub fn offer(&self) -> Offer {
-        Offer {
-            max_ring_order: self.max_ring_order,
-            max_indirect: self.max_indirect,
-            queues: self.queues,
-            persistent: self.persistent,
-        }
-    }
-
-    /// How long InitWait is kept up.
-    pub fn dwell(&self) -> Duration {
-        Duration::from_millis(self.initwait_dwell_ms)
-    }
-
-    /// Threads of one worker.
-    pub fn worker_threads(&self) -> usize {
-        match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(4)),
-            threads => threads,
-        }
-    }
-}
-
-/// Where the data of a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DataPath {
-    /// Zero copy where it is safe.
-    Auto,
-    /// Through registered memory of ours.
-    Arena,
-    /// Straight into the guest's pages; refused in a PV service VM.
-    ZeroCopy,
 }
 
 /// What is wrong with a configuration, on one line.
@@ -263,7 +185,7 @@ impl Config {
             Some(table) => {
                 let at = table.span();
                 let backend = table.into_inner();
-                check_backend(&backend).map_err(|why| wrong(at, format!("[backend] {why}")))?;
+                backend::check(&backend).map_err(|why| wrong(at, format!("[backend] {why}")))?;
                 backend
             }
         };
@@ -380,20 +302,6 @@ fn bytes(size: &Size) -> Option<u64> {
     number.checked_mul(1 << shift)
 }
 
-fn check_backend(backend: &Backend) -> Result<(), String> {
-    let within = |key: &str, value: u64, allowed: RangeInclusive<u64>, text: &str| match allowed.contains(&value) {
-        true => Ok(()),
-        false => Err(format!("{key} = {value}: {text}")),
-    };
-    within("max-ring-order", backend.max_ring_order.into(), 0..=4, "0 to 4 (16 pages)")?;
-    if backend.max_indirect != 0 {
-        within("max-indirect", backend.max_indirect.into(), 11..=256, "0 (off) or 11 to 256 segments")?;
-    }
-    within("queues", backend.queues.into(), 1..=16, "1 to 16")?;
-    within("initwait-dwell-ms", backend.initwait_dwell_ms, 0..=8000, "0 to 8000; a toolstack waits 10 s in all")?;
-    within("threads", backend.threads as u64, 0..=MAX_THREADS as u64, "0 (one per CPU, at most 4) to 16")
-}
-
 impl fmt::Display for Volume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {
@@ -457,6 +365,9 @@ mod tests {
             initwait-dwell-ms = 0
             threads = 2
             data-path = "zero-copy"
+            memory = "48MiB"
+            guest-memory = 1048576
+            grants = 5000
         "#;
         let config = Config::parse(text).unwrap();
         assert_eq!(config.volumes[0].size, 2 << 30);
@@ -467,6 +378,8 @@ mod tests {
         assert_eq!(config.backend.offer().max_indirect, 0);
         assert_eq!(config.backend.worker_threads(), 2);
         assert_eq!(config.backend.data_path, DataPath::ZeroCopy);
+        let (vm, guest) = config.backend.budgets();
+        assert_eq!((vm.memory, vm.grants, guest.memory, guest.grants), (48 << 20, 5000, 1 << 20, 5000));
     }
 
     #[test]

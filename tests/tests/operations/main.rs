@@ -2,6 +2,7 @@
 //! hand.
 
 mod block_device;
+mod budget;
 mod crowd;
 mod memory;
 mod neighbours;

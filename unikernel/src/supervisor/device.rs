@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use blkback::limit::{Need, Width};
 use grant::meter::Meter;
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{Parts, Service};
@@ -75,6 +76,10 @@ pub struct Device {
     pub timer: Option<Instant>,
     /// It found no room in the store, and is tried again then.
     pub retry: Option<Instant>,
+    /// How wide it may be; none while it needs nothing.
+    pub width: Option<Width>,
+    /// What is set aside for it.
+    pub need: Need,
     /// What was published last.
     pub published: Option<DeviceNode>,
     /// What the keeper has.
@@ -107,6 +112,8 @@ impl Device {
             path: String::new(),
             timer: None,
             retry: None,
+            width: None,
+            need: Need::default(),
             published: None,
             kept: None,
         };

@@ -5,6 +5,7 @@
 //! [`xenstore::xenbus::backend`] for the next step, takes it, and looks again until there is nothing to do. The
 //! supervisor maps no grant and touches no ring.
 
+mod budget;
 pub mod device;
 mod events;
 pub mod grow;

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use blkback::config::{Connect, Negotiated, Offer};
+use blkback::config::Connect;
 use grant::DomId;
 use grant::meter::Meter;
 use xenstore::Error;
@@ -83,6 +83,7 @@ impl Supervisor {
                     backend::switch(&mut self.store, &name.backend(), state)?;
                     let before = std::mem::replace(&mut device.state, state);
                     if state == XenbusState::Closed {
+                        device.width = None;
                         device.dwell = Some(now + dwell);
                         // Its frontend's Closed may have merged with what it wrote next: a connection that was
                         // refused ends here, and whoever is in Initialising now wants another.
@@ -134,7 +135,16 @@ impl Supervisor {
 
     /// Publishes what the frontend needs, then goes to InitWait, by a write of its own.
     fn offer(&mut self, name: Name, now: Instant) -> Result<(), Error> {
-        let offer = self.config.backend.offer();
+        let width = match self.width(name) {
+            Ok(width) => width,
+            Err(why) => {
+                if let Some(device) = self.devices.get_mut(&name) {
+                    device.volume = None;
+                }
+                self.refuse(name, &why, false)?;
+                return self.publish_volumes();
+            }
+        };
         let dwell = self.config.backend.dwell();
         // Threads and rings are there before anything of the guest's is looked at.
         let worker = self.worker(name.guest);
@@ -144,7 +154,8 @@ impl Supervisor {
             return self.refuse(name, &format!("no worker can be started: {error}"), false);
         }
         let Some(about) = &device.about else { return Ok(()) };
-        nodes::offer(&mut self.store, name, &offer, &volume.disk, about, device.offered)?;
+        nodes::offer(&mut self.store, name, &width.offer, &volume.disk, about, device.offered)?;
+        (device.width, device.need) = (Some(width), width.need());
         backend::switch(&mut self.store, &name.backend(), XenbusState::InitWait)?;
         device.state = XenbusState::InitWait;
         device.retry = None;
@@ -158,8 +169,8 @@ impl Supervisor {
 
     /// Reads what the frontend chose and hands the disk to the guest's worker.
     fn connect(&mut self, name: Name) -> Result<(), Error> {
-        let offer = self.config.backend.offer();
-        let negotiated = match nodes::negotiated(&mut self.store, name, &offer)? {
+        let Some(width) = self.devices.get(&name).and_then(|device| device.width) else { return Ok(()) };
+        let negotiated = match nodes::negotiated(&mut self.store, name, &width.offer)? {
             Ok(negotiated) => negotiated,
             Err(error) => return self.refuse(name, &error.to_string(), false),
         };
@@ -179,10 +190,12 @@ impl Supervisor {
             let Some(volume) = &device.volume else { return Ok(()) };
             device.size = Change::default();
             device.forgiven = 0;
+            let (need, persistent) = width.chosen(&negotiated);
+            device.need = need;
             let connect = Connect {
                 guest: name.guest,
                 devid: name.devid,
-                max_persistent: max_persistent(&negotiated, &offer),
+                max_persistent: persistent,
                 negotiated,
                 disk: volume.disk.clone(),
                 fixed_buffers: self.config.backend.fixed_buffers,
@@ -214,10 +227,11 @@ impl Supervisor {
     }
 
     fn announce(&mut self, name: Name) -> Result<(), Error> {
-        let offer = self.config.backend.offer();
         let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
-        let (Some(volume), Some(about)) = (&device.volume, &device.about) else { return Ok(()) };
-        if nodes::announce(&mut self.store, name, &offer, &volume.disk, about)? {
+        let (Some(volume), Some(about), Some(width)) = (&device.volume, &device.about, device.width) else {
+            return Ok(());
+        };
+        if nodes::announce(&mut self.store, name, &width.offer, &volume.disk, about)? {
             device.state = XenbusState::Connected;
             let text = format!("connected to volume {}: {}", about.volume, device.path);
             self.tell(name, &text);
@@ -319,14 +333,4 @@ pub(super) fn survivable(result: Result<(), Error>) -> Result<(), SupervisorErro
         }
         Ok(()) => Ok(()),
     }
-}
-
-/// Grants that a queue keeps mapped: as many as a frontend can have in flight, so that a well-behaved one never sees
-/// one taken away; at least what Linux's own backend keeps.
-fn max_persistent(negotiated: &Negotiated, offer: &Offer) -> u32 {
-    let pages = negotiated.queues.iter().map(|queue| queue.ring_refs.len()).max().unwrap_or(1);
-    let entries = grant::ring::entries(pages, negotiated.abi.slot_size());
-    // An indirect request has pages of segments besides its data.
-    let segments = u32::from(offer.max_indirect).max(11) + 1;
-    entries.saturating_mul(segments).clamp(1056, 16_384)
 }

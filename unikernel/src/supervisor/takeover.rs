@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use blkback::config::DiskParams;
+use blkback::limit::{Need, Width};
 use grant::DomId;
 use grant::meter::Meter;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -48,6 +49,8 @@ pub struct Record {
     busy: bool,
     holding: Option<String>,
     forgiven: u64,
+    width: Option<Width>,
+    need: Need,
     reason: String,
     path: String,
     /// The open volume; the first descriptor, if it has one.
@@ -69,6 +72,8 @@ impl Record {
             busy: device.busy,
             holding: device.holding.clone(),
             forgiven: device.forgiven,
+            width: device.width,
+            need: device.need,
             reason: device.reason.clone(),
             path: device.path.clone(),
             volume: volume.map(|volume| (volume.disk.clone(), volume.fd.is_some())),
@@ -118,6 +123,8 @@ impl Record {
         device.busy = self.busy;
         device.holding = self.holding;
         device.forgiven = self.forgiven;
+        device.width = self.width;
+        device.need = self.need;
         device.reason = self.reason;
         device.path = self.path;
         Ok(device)
