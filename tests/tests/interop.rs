@@ -227,7 +227,10 @@ impl Width {
         has("multi-queue-num-queues", (self.queues > 1).then_some("2"));
         let stats = &disk["stats"];
         assert_eq!(stats["copy_calls"] == 0, self.persistent, "{self:?}: {disk}");
-        assert_eq!(stats["unmap_calls"], 0, "{self:?}: {disk}");
+        if self.persistent {
+            // Others may be mapped for each request, where that costs less.
+            assert_eq!(stats["unmap_calls"], 0, "{self:?}: {disk}");
+        }
         if !self.fixed {
             assert!(!disk["path"].to_string().contains("fixed"), "{self:?}: {disk}");
         }
