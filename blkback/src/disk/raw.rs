@@ -73,7 +73,8 @@ impl Raw {
     }
 
     fn discard(&self, job: &Job, sectors: u64, secure: bool, io: &mut Io<'_>) {
-        let odd = sectors * 512 % u64::from(self.unit);
+        let piece = self.discard.map_or(self.unit, |discard| discard.granularity.max(self.unit));
+        let odd = sectors * 512 % u64::from(piece);
         let len = sectors * 512 - odd;
         match &self.eraser {
             // What is left of a sector of the medium may be kept, but not when it was to be destroyed.

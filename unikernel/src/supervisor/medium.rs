@@ -3,7 +3,6 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
 
 use blkback::config::Discard;
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blkpbszget, ioctl_blksszget, statx};
@@ -36,7 +35,7 @@ impl Medium {
         let physical = if physical.is_power_of_two() { physical.clamp(unit.min(4096), 4096) } else { unit };
         let discard = match writable {
             false => None,
-            true if device => device_discard(file, metadata, size, logical),
+            true if device => device_discard(file, size, logical),
             true => file_discard(file, size, unit),
         };
         Ok(Medium { unit, physical, discard })
@@ -61,23 +60,16 @@ fn file_discard(file: &File, size: u64, unit: u32) -> Option<Discard> {
     Some(Discard { granularity: unit, alignment: 0, secure: false, device: false })
 }
 
-fn device_discard(file: &File, metadata: &Metadata, size: u64, logical: u32) -> Option<Discard> {
+fn device_discard(file: &File, size: u64, logical: u32) -> Option<Discard> {
     // A range behind the end is refused as such only by a device that could do the rest.
     let can = |secure| {
         let refusal = grant::blockdev::discard(file, size, 512, secure).err()?;
         (Errno::from_io_error(&refusal) == Some(Errno::INVAL)).then_some(())
     };
     can(false)?;
-    let number = |path: PathBuf| -> Option<u32> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    let own = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    // A partition has the queue of its disk.
-    let queue = ["queue", "../queue"].map(|queue| own.join(queue).join("discard_granularity"));
-    let granularity = queue.into_iter().find_map(number).unwrap_or(0).max(logical);
-    let alignment = number(own.join("discard_alignment")).unwrap_or(0) % granularity;
-    let whole = granularity % logical == 0 && alignment % logical == 0;
-    let (granularity, alignment) = if whole { (granularity, alignment) } else { (logical, 0) };
-    Some(Discard { granularity, alignment, secure: can(true).is_some(), device: true })
+    // Not the granularity of the device: a guest's block layer does not align to that (its partitions and its file
+    // systems' blocks may lie anywhere), and what is not a whole piece the device leaves alone by itself.
+    Some(Discard { granularity: logical, alignment: 0, secure: can(true).is_some(), device: true })
 }
 
 #[cfg(test)]
