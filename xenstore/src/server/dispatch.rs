@@ -138,9 +138,11 @@ pub fn perform(
             let caller = Caller { who, limits };
             if header.transaction != 0 {
                 let overlay = client.transactions.get_mut(&header.transaction).ok_or(ErrorName::Enoent)?;
-                let answer = changing_or_reading(&mut Inside { overlay, tree: &state.tree }, kind, payload, &caller);
-                if domid != 0 && overlay.len() > limits.transaction_nodes {
-                    overlay.fail_beyond(limits.transaction_nodes);
+                overlay.begin_step();
+                let mut inside = Inside { overlay, tree: &state.tree };
+                let answer = changing_or_reading(&mut inside, kind, payload, &caller);
+                if domid != 0 && inside.overlay.len() > limits.transaction_nodes {
+                    inside.fail_beyond(limits.transaction_nodes);
                     return Err(ErrorName::Enospc);
                 }
                 answer?

@@ -51,6 +51,8 @@ pub struct Overlay {
     owned: HashMap<u16, isize>,
     memory: usize,
     fires: usize,
+    /// What the operation under way has changed, as it was before.
+    step: Vec<(Box<str>, Option<Arc<Node>>)>,
     /// A limit was hit in the middle of an operation: it cannot commit any more.
     failed: bool,
 }
@@ -66,10 +68,9 @@ impl Overlay {
         self.failed = true;
     }
 
-    /// The same, because of too many nodes: those beyond `most` it has never seen.
-    pub fn fail_beyond(&mut self, most: usize) {
-        self.failed = true;
-        self.touched.retain(|_, touched| touched.at < most);
+    /// Another operation begins.
+    pub fn begin_step(&mut self) {
+        self.step.clear();
     }
 
     /// Bytes that it keeps beside the store.
@@ -145,6 +146,17 @@ pub struct Inside<'a> {
 }
 
 impl Inside<'_> {
+    /// The operation under way wants more nodes than `most`: those beyond it has never seen, the others are as they
+    /// were. The transaction cannot commit any more.
+    pub fn fail_beyond(&mut self, most: usize) {
+        for (path, node) in std::mem::take(&mut self.overlay.step).into_iter().rev() {
+            self.change(&path, node.as_deref().cloned());
+        }
+        self.overlay.step.clear();
+        self.overlay.failed = true;
+        self.overlay.touched.retain(|_, touched| touched.at < most);
+    }
+
     fn touch(&mut self, path: &str) -> &mut Touched {
         let at = self.overlay.touched.len();
         if !self.overlay.touched.contains_key(path) {
@@ -167,8 +179,10 @@ impl Inside<'_> {
         let touched = self.touch(path);
         let before = memory(touched);
         touched.changed = true;
-        let old_owner = std::mem::replace(&mut touched.now, now).map(|node| node.owner());
+        let old = std::mem::replace(&mut touched.now, now);
         let after = memory(touched);
+        let old_owner = old.as_ref().map(|node| node.owner());
+        self.overlay.step.push((path.into(), old));
         self.overlay.memory = self.overlay.memory - before + after;
         for (owner, change) in [(old_owner, -1), (new_owner, 1)] {
             if let Some(owner) = owner {

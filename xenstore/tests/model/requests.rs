@@ -16,6 +16,7 @@ impl Model {
         let who = open.who;
         let asker = Asker { who, target: self.targets.get(&who.domid).copied() };
         let state = open.transactions.remove(&transaction);
+        let before = state.clone().unwrap_or_default();
         let (store, limits) = (self.store.clone(), self.limits);
         let mut work = Work::new(asker, state.unwrap_or_default(), &store, &limits, Rc::clone(&self.lives));
         let mut answer = self.node_request(&mut work, kind, payload);
@@ -24,10 +25,16 @@ impl Model {
             if who.domid != 0 && state.seen.len() > limits.transaction_nodes {
                 state.failed = true;
                 answer = Err(ErrorName::Enospc);
-                // What is beyond the limit it has never seen.
-                for beyond in state.seen.drain(limits.transaction_nodes..) {
-                    state.copies.set(&beyond.path, None);
+                // What is beyond the limit it has never seen, and all is as it was before.
+                state.seen.truncate(limits.transaction_nodes);
+                for seen in &state.seen {
+                    let was = match before.seen.iter().any(|earlier| earlier.path == seen.path) {
+                        true => before.copies.get(&seen.path),
+                        false => store.get(&seen.path),
+                    };
+                    state.copies.set(&seen.path, was.cloned());
                 }
+                state.owned = before.owned;
             }
             let open = self.connections.get_mut(&connection).expect("open");
             open.transactions.insert(transaction, state);
