@@ -41,7 +41,8 @@ said() {
 }
 
 # guest NAME KERNEL [DISK...]: creates a stock guest (kernel 6.1 or 6.12) with disks in xl's syntax, and waits for its init.
-# Words for its kernel's command line can be given in GUEST_ARGS, its memory in GUEST_MEMORY (MiB), its virtual CPUs in GUEST_VCPUS.
+# Words for its kernel's command line can be given in GUEST_ARGS, its memory in GUEST_MEMORY (MiB), its virtual CPUs in GUEST_VCPUS. GUEST_KERNEL
+# is booted instead of the kernel and brings what else it needs; GUEST_PATIENCE is for slow ones (seconds).
 guest() {
     local name=$1 kernel=$2 disks= spec
     shift 2
@@ -51,8 +52,8 @@ name="$name"
 type="pv"
 memory=${GUEST_MEMORY:-256}
 vcpus=${GUEST_VCPUS:-1}
-kernel="/images/guest-$kernel/vmlinuz"
-ramdisk="/images/guest-$kernel/initramfs.img"
+kernel="${GUEST_KERNEL:-/images/guest-$kernel/vmlinuz}"
+${GUEST_KERNEL:+#}ramdisk="/images/guest-$kernel/initramfs.img"
 extra="console=hvc0 quiet ${GUEST_ARGS:-}"
 disk=[$disks]
 on_poweroff="destroy"
@@ -60,7 +61,7 @@ on_reboot="destroy"
 on_crash="destroy"
 EOF
     clean_xl create "/run/lab/$name.cfg"
-    wait_for 120 up_or_gone "$name" said "$name" "@@ ready" && said "$name" "@@ ready" || fail "guest $name does not come up"
+    wait_for "${GUEST_PATIENCE:-120}" up_or_gone "$name" said "$name" "@@ ready" && said "$name" "@@ ready" || fail "guest $name does not come up"
 }
 
 # tell NAME SECONDS COMMAND...: has the guest's init run a command, and waits for its end. Fails with what the guest said.

@@ -10,12 +10,14 @@ tool_packages() {
     echo xen-hypervisor-4.17-amd64 xen-utils-4.17 xen-utils-common xenstore-utils busybox-static
     echo libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenmisc4.17 \
         libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 libncurses6 libtinfo6
+    echo grub-xen-host
     echo e2fsprogs libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 fio libaio1 libnuma1
 }
 
-# Fetch into $LAB/debs and unpack into $LAB/root (tools) and $LAB/kernels/{dom0,6.1,6.12}. A finished download is kept as it is.
+# Fetch into $LAB/debs and unpack into $LAB/root (tools) and $LAB/kernels/{dom0,6.1,6.12}. A finished download of the same packages is kept as
+# it is.
 download() {
-    [ -e "$LAB/downloaded" ] && return
+    [ "$(cat "$LAB/downloaded" 2>/dev/null)" = "$(tool_packages)" ] && return
     say "downloading Xen, kernels and tools into $LAB/debs"
     apt-cache show xen-hypervisor-4.17-amd64 >/dev/null 2>&1 || apt-get update -qq ||
         die "no package lists and 'apt-get update' failed: run it as root once"
@@ -36,7 +38,7 @@ download() {
         *) dpkg -x "$part" "$LAB/root" ;;
         esac
     done
-    touch "$LAB/downloaded"
+    tool_packages >"$LAB/downloaded"
 }
 
 # The directory that holds the modules of a downloaded kernel: dom0, 6.1 or 6.12.
