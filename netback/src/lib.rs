@@ -1,4 +1,6 @@
-//! One virtual network card. So far this is the protocol's wire format ([`proto`]); the device has a change of its own.
+//! One virtual network card: the protocol, its queues, the device's life, and the network that joins cards and an uplink.
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod packet;
 pub mod proto;
