@@ -133,8 +133,7 @@ impl Pair {
                 self.end_transactions()?;
                 let there = self.is_there(*domid);
                 self.forget(usize::from(*domid));
-                let payload = format!("{domid}\0").into_bytes();
-                self.ask(0, Inside::None, MessageType::Release as u32, &payload)?;
+                self.release(*domid)?;
                 if there { self.gone(*domid) } else { Ok(()) }
             }
             Step::Destroy { domid } if !self.is_there(*domid) => Ok(()),
@@ -199,6 +198,23 @@ impl Pair {
     fn connect(&mut self, who: usize) -> io::Result<()> {
         self.begin_anew(who);
         self.both(|side| side.connect(who))
+    }
+
+    /// Releases a domain. The C daemon lets go of a connection only when its loop has passed it: what the end of the domain's
+    /// nodes fires may come before the answer, or after it. All of it comes, in the same order.
+    fn release(&mut self, domid: u16) -> Result<(), Divergence> {
+        let payload = format!("{domid}\0").into_bytes();
+        let kind = MessageType::Release as u32;
+        let answers = self.exchange(0, kind, [0; 2], &payload);
+        let settled = self.exchange(0, MessageType::GetDomainPath as u32, [0; 2], b"1\0");
+        let joined = |first: Said, rest: Said| {
+            let mut all = plain(first, 0)?;
+            all.extend(plain(rest, 0)?);
+            all.sort_by_key(Message::is_event);
+            Ok(all)
+        };
+        compare(kind, &payload, joined(answers.0, settled.0), joined(answers.1, settled.1))?;
+        self.settle()
     }
 
     fn introduce(&mut self, domid: u16) -> Result<(), Divergence> {
