@@ -4,7 +4,7 @@
 //! key up. A frontend is hostile: every number is bounded before anything is allocated for it, and an error never
 //! carries more than a few printable bytes of a value.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io;
 
@@ -137,14 +137,28 @@ pub type Lookup<'a> = dyn FnMut(&str) -> io::Result<Option<Vec<u8>>> + 'a;
 impl Negotiated {
     /// Reads and checks what a frontend chose within `offer`. All look-ups must belong to one transaction.
     ///
+    /// With one queue, or a ring of one page, xen-blkfront does not say so; what the kernel before it wrote stands there still, when that
+    /// one crashed and kdump's boots with one CPU. So what was there before (`left`) does not outweigh what is new.
+    ///
     /// # Errors
     /// [`KeyError`]; a conflict of the transaction comes back as [`KeyError::Store`] or when it is committed.
-    pub fn read(offer: &Offer, lookup: &mut Lookup<'_>) -> Result<Negotiated, KeyError> {
+    pub fn read(offer: &Offer, left: &Left, lookup: &mut Lookup<'_>) -> Result<Negotiated, KeyError> {
         let mut keys = Keys { lookup };
         let abi = keys.abi()?;
         let persistent = offer.persistent && keys.feature(FEATURE_PERSISTENT)?;
-        let order = keys.number(RING_PAGE_ORDER, 0, offer.max_ring_order.into())?;
-        let count = keys.number(NUM_QUEUES, 1, offer.queues.max(1).into())?.unwrap_or(1);
+        let mut order = keys.number(RING_PAGE_ORDER, 0, offer.max_ring_order.into())?;
+        let mut count = keys.number(NUM_QUEUES, 1, offer.queues.max(1).into())?.unwrap_or(1);
+        if count > 1
+            && keys.is_left(left, [NUM_QUEUES, "queue-0/ring-ref", "queue-0/ring-ref0", "queue-0/event-channel"])?
+        {
+            let own = ["ring-ref", "ring-ref0", "event-channel"];
+            count = if keys.is_left(left, own)? { count } else { 1 };
+        }
+        let (one, first) =
+            if count > 1 { ("queue-0/ring-ref", "queue-0/ring-ref0") } else { ("ring-ref", "ring-ref0") };
+        if order.is_some() && keys.is_left(left, [RING_PAGE_ORDER, first])? && !keys.is_left(left, [one])? {
+            order = None;
+        }
         let mut queues = Vec::with_capacity(count as usize);
         for queue in 0..count {
             // One queue, said or unsaid, keeps its keys at the top; several have a directory each.
@@ -156,6 +170,38 @@ impl Negotiated {
         }
         distinct(&queues)?;
         Ok(Negotiated { abi, persistent, max_indirect: offer.max_indirect, queues })
+    }
+}
+
+/// The keys that decide which others count, as they stood when the frontend connected last; empty if it never has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left(BTreeMap<&'static str, Vec<u8>>);
+
+impl Left {
+    const KEYS: [&str; 8] = [
+        NUM_QUEUES,
+        RING_PAGE_ORDER,
+        "ring-ref",
+        "ring-ref0",
+        "event-channel",
+        "queue-0/ring-ref",
+        "queue-0/ring-ref0",
+        "queue-0/event-channel",
+    ];
+
+    /// As they stand now.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn read(lookup: &mut Lookup<'_>) -> Result<Left, KeyError> {
+        let mut keys = Keys { lookup };
+        let mut left = BTreeMap::new();
+        for key in Left::KEYS {
+            if let Some(value) = keys.value(key)? {
+                left.insert(key, value);
+            }
+        }
+        Ok(Left(left))
     }
 }
 
@@ -189,6 +235,17 @@ impl Keys<'_, '_> {
             value.pop();
         }
         Ok((!value.is_empty()).then_some(value))
+    }
+
+    /// True when none of `keys` says anything that it did not say before.
+    fn is_left<const N: usize>(&mut self, left: &Left, keys: [&str; N]) -> Result<bool, KeyError> {
+        for key in keys {
+            let value = self.value(key)?;
+            if value.is_some() && value.as_ref() != left.0.get(key) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A decimal number within bounds.
@@ -261,7 +318,44 @@ mod tests {
 
     fn read(offer: &Offer, keys: &[(&str, &str)]) -> Result<Negotiated, KeyError> {
         let keys: BTreeMap<_, _> = keys.iter().map(|&(key, value)| (key, value.as_bytes())).collect();
-        Negotiated::read(offer, &mut |key| Ok(keys.get(key).map(|value| value.to_vec())))
+        Negotiated::read(offer, &Left::default(), &mut |key| Ok(keys.get(key).map(|value| value.to_vec())))
+    }
+
+    /// What is read of the keys of two kernels, one after the other, if the second removes nothing.
+    fn read_over(first: &[(&str, &str)], second: &[(&str, &str)]) -> Negotiated {
+        let mut keys: BTreeMap<&str, &[u8]> = first.iter().map(|&(key, value)| (key, value.as_bytes())).collect();
+        let left = Left::read(&mut |key| Ok(keys.get(key).map(|value| value.to_vec()))).unwrap();
+        keys.extend(second.iter().map(|&(key, value)| (key, value.as_bytes())));
+        Negotiated::read(&Offer::default(), &left, &mut |key| Ok(keys.get(key).map(|value| value.to_vec()))).unwrap()
+    }
+
+    const TWO_QUEUES: [(&str, &str); 6] = [
+        ("multi-queue-num-queues", "2"),
+        ("queue-0/ring-ref", "8"),
+        ("queue-0/event-channel", "5"),
+        ("queue-1/ring-ref", "9"),
+        ("queue-1/event-channel", "6"),
+        ("protocol", "x86_64-abi"),
+    ];
+
+    #[test]
+    fn what_the_kernel_before_wrote_does_not_outweigh_what_is_new() {
+        let one = [("ring-ref", "20"), ("event-channel", "5")];
+        assert_eq!(read_over(&TWO_QUEUES, &one).queues, [QueueKeys { ring_refs: vec![20], event_channel: 5 }]);
+        let wide = [("ring-page-order", "1"), ("ring-ref0", "8"), ("ring-ref1", "9"), ("event-channel", "5")];
+        assert_eq!(read_over(&wide, &one).queues, [QueueKeys { ring_refs: vec![20], event_channel: 5 }]);
+        assert_eq!(read_over(&one, &wide).queues, [QueueKeys { ring_refs: vec![8, 9], event_channel: 5 }]);
+    }
+
+    #[test]
+    fn who_comes_back_with_the_same_references_is_read_as_before() {
+        assert_eq!(read_over(&TWO_QUEUES, &TWO_QUEUES).queues.len(), 2);
+        // What is old at the top, from a firmware, is old still.
+        let mut both = TWO_QUEUES.to_vec();
+        both.extend(ONE_PAGE);
+        assert_eq!(read_over(&both, &TWO_QUEUES).queues.len(), 2);
+        let wide = [("ring-page-order", "1"), ("ring-ref0", "8"), ("ring-ref1", "9"), ("event-channel", "5")];
+        assert_eq!(read_over(&wide, &wide).queues[0].ring_refs, [8, 9]);
     }
 
     fn says(result: Result<Negotiated, KeyError>) -> String {
@@ -389,7 +483,8 @@ mod tests {
 
     #[test]
     fn the_store_s_error_comes_through() {
-        let result = Negotiated::read(&Offer::default(), &mut |_| Err(io::ErrorKind::ConnectionReset.into()));
+        let result =
+            Negotiated::read(&Offer::default(), &Left::default(), &mut |_| Err(io::ErrorKind::ConnectionReset.into()));
         assert!(matches!(result, Err(KeyError::Store(_))));
     }
 

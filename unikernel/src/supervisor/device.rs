@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use blkback::keys::Left;
 use blkback::limit::{Need, Width};
 use grant::meter::Meter;
 use xenstore::xenbus::XenbusState;
@@ -80,6 +81,8 @@ pub struct Device {
     pub width: Option<Width>,
     /// What is set aside for it.
     pub need: Need,
+    /// The keys with which its frontend connected last.
+    pub left: Left,
     /// What was published last.
     pub published: Option<DeviceNode>,
     /// What the keeper has.
@@ -114,6 +117,7 @@ impl Device {
             retry: None,
             width: None,
             need: Need::default(),
+            left: Left::default(),
             published: None,
             kept: None,
         };

@@ -1,7 +1,7 @@
 //! A device's nodes: reading them as strictly as hostile input deserves, and writing our own.
 
 use blkback::config::{DiskParams, Negotiated, Offer};
-use blkback::keys::{self, KeyError};
+use blkback::keys::{self, KeyError, Left};
 use serde::{Deserialize, Serialize};
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{self, Seen};
@@ -134,27 +134,36 @@ pub fn offer(
     })
 }
 
-/// Reads what the frontend chose, in one transaction.
+/// Reads what the frontend chose, in one transaction; `left` is what it had chosen before, and becomes what it has chosen now.
 ///
 /// # Errors
 /// The outer one when the store does not answer.
-pub fn negotiated(store: &mut Client, name: Name, offer: &Offer) -> Result<Result<Negotiated, KeyError>, Error> {
+pub fn negotiated(
+    store: &mut Client,
+    name: Name,
+    offer: &Offer,
+    left: &mut Left,
+) -> Result<Result<Negotiated, KeyError>, Error> {
     let dir = name.frontend();
-    store.transaction(|tx| {
+    let (read, now) = store.transaction(|tx| {
         let mut failure = None;
-        let read = Negotiated::read(offer, &mut |key| {
+        let mut lookup = |key: &str| {
             tx.read_optional(&format!("{dir}/{key}")).map_err(|error| {
                 let text = std::io::Error::other(error.to_string());
                 failure = Some(error);
                 text
             })
-        });
+        };
+        let read = Negotiated::read(offer, left, &mut lookup);
+        let now = Left::read(&mut lookup).unwrap_or_default();
         match failure {
             // A conflict has to reach the transaction as what it is.
             Some(error) => Err(error),
-            None => Ok(read),
+            None => Ok((read, now)),
         }
-    })
+    })?;
+    *left = now;
+    Ok(read)
 }
 
 /// Publishes the disk and goes to Connected, in one transaction, unless somebody has changed our state meanwhile.

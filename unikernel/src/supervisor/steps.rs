@@ -169,8 +169,9 @@ impl Supervisor {
 
     /// Reads what the frontend chose and hands the disk to the guest's worker.
     fn connect(&mut self, name: Name) -> Result<(), Error> {
-        let Some(width) = self.devices.get(&name).and_then(|device| device.width) else { return Ok(()) };
-        let negotiated = match nodes::negotiated(&mut self.store, name, &width.offer)? {
+        let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
+        let Some(width) = device.width else { return Ok(()) };
+        let negotiated = match nodes::negotiated(&mut self.store, name, &width.offer, &mut device.left)? {
             Ok(negotiated) => negotiated,
             Err(error) => return self.refuse(name, &error.to_string(), false),
         };

@@ -1,7 +1,7 @@
 //! The keys of a disk (`xen/io/blkif.h`).
 
 use blkback::config::{Negotiated, Offer};
-use blkback::keys::{self, KeyError};
+use blkback::keys::{self, KeyError, Left};
 use xenstore::xenbus::XenbusState::{Connected, Initialised};
 
 use super::Finding;
@@ -21,7 +21,10 @@ pub fn check(frontend: &Side, backend: Option<&Side>, findings: &mut Vec<Finding
         findings.push(backend.finding("mode", "is neither r nor w", BLKIF));
     }
     let rings = matches!(frontend.state(), Initialised | Connected);
-    if rings && let Err(error) = Negotiated::read(&offer(backend), &mut |key| Ok(frontend.keys.get(key).cloned())) {
+    if rings
+        && let Err(error) =
+            Negotiated::read(&offer(backend), &Left::default(), &mut |key| Ok(frontend.keys.get(key).cloned()))
+    {
         let key = match &error {
             KeyError::Missing(key) | KeyError::Bad { key, .. } => key.as_str(),
             _ => "",
