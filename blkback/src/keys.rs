@@ -137,8 +137,9 @@ pub type Lookup<'a> = dyn FnMut(&str) -> io::Result<Option<Vec<u8>>> + 'a;
 impl Negotiated {
     /// Reads and checks what a frontend chose within `offer`. All look-ups must belong to one transaction.
     ///
-    /// With one queue, or a ring of one page, xen-blkfront does not say so; what the kernel before it wrote stands there still, when that
-    /// one crashed and kdump's boots with one CPU. So what was there before (`left`) does not outweigh what is new.
+    /// With one queue, or a ring of one page, a frontend need not say so (xen-blkfront of a crash kernel with one CPU, Windows'
+    /// driver of the dump), and what the one before it wrote stands there still. So what was there before (`left`) does not
+    /// outweigh what is new.
     ///
     /// # Errors
     /// [`KeyError`]; a conflict of the transaction comes back as [`KeyError::Store`] or when it is committed.

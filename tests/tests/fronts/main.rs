@@ -12,4 +12,6 @@ mod ovmf;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod ring;
+mod rules;
 mod scene;
+mod windows;
