@@ -20,6 +20,7 @@ fn domains_come_and_go_by_message() {
     dom0.watch("@introduceDomain", "come").unwrap();
     dom0.watch("@releaseDomain", "gone").unwrap();
     while dom0.next_event(SOON).unwrap().is_some() {}
+    assert_eq!(ask(&mut dom0, MessageType::IsDomainIntroduced, &["32752"]).unwrap(), "T", "DOMID_SELF");
     assert_eq!(introduced(&mut dom0), "F");
     assert_eq!(refused(ask(&mut dom0, MessageType::Release, &["7"])), ErrorName::Enoent);
     for words in [&["7"][..], &["7", "1", "0"], &["x", "1", "2"]] {

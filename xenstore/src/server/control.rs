@@ -8,6 +8,8 @@ use crate::wire::{ErrorName, MessageType};
 
 /// Features of the ring page (`XENSTORE_SERVER_FEATURE_*`) that we have: a Unix socket has none of them.
 const FEATURES: u32 = 0;
+/// "Whoever asks" (xen.h), which is always there.
+const DOMID_SELF: u16 = 0x7FF0;
 
 /// True for what domains may not ask. What they can count on, everybody may.
 pub fn is_for_dom0(kind: MessageType, payload: &[u8]) -> bool {
@@ -25,8 +27,8 @@ pub fn is_for_dom0(kind: MessageType, payload: &[u8]) -> bool {
 pub fn perform(state: &mut State, kind: MessageType, payload: &[u8]) -> Result<Outcome, ErrorName> {
     let answer = match kind {
         MessageType::IsDomainIntroduced => {
-            let domain = string(payload)?;
-            let there = state.domains.contains(number(domain)?);
+            let domid = number(string(payload)?)?;
+            let there = domid == DOMID_SELF || state.domains.contains(domid);
             if there { b"T\0".to_vec() } else { b"F\0".to_vec() }
         }
         MessageType::Introduce => {
