@@ -31,6 +31,28 @@ device() {
         sed -n 's/.*"'"$4"'":"\([^"]*\)".*/\1/p'
 }
 
+# key PATH DEFAULT: a node's value, or what its reader takes for granted when it is not there.
+key() {
+    xenstore-read "$1" 2>/dev/null || echo "$2"
+}
+
+# negotiated SERVICE GUEST VDEV: what both sides have written of a connected disk, "chosen/offered", and what came of it. The segments of a
+# request are nowhere in the store: the guest's kernel says what it goes by.
+negotiated() {
+    local front back path dev
+    dev=$(devid "$3")
+    front=/local/domain/$(domid "$2")/device/vbd/$dev
+    back=$(xenstore-read "$front/backend")
+    tell "$2" 60 widths "$3" >&2
+    path=$(device "$1" "$2" "$3" path)
+    echo "order $(key "$front/ring-page-order" 0)/$(key "$back/max-ring-page-order" 0)," \
+        "queues $(key "$front/multi-queue-num-queues" 1)/$(key "$back/multi-queue-max-queues" 1)," \
+        "persistent $(key "$front/feature-persistent" 0)/$(key "$back/feature-persistent" 0)," \
+        "segments $(answer "$2" | cut -d' ' -f1)/$(key "$back/feature-max-indirect-segments" 0)," \
+        "flush $(key "$back/feature-flush-cache" 0), discard $(key "$back/feature-discard" 0)," \
+        "$(key "$front/protocol" none), kernel $(answer "$2" | cut -d' ' -f2), $path"
+}
+
 # has_phase SERVICE GUEST VDEV PHASE
 has_phase() {
     [ "$(device "$1" "$2" "$3" phase)" = "$4" ]
@@ -44,7 +66,7 @@ no_grants() {
 # The whole round of a service VM with two guests at once, one of each kernel, on a volume each: all checks; detach and attach again, with the
 # data still there; forced destroy under I/O. Leaves the data paths in the note.
 two_guests() {
-    local vm=$1 id one two
+    local vm=$1 id one two first second
     service "$vm"
     id=$(domid "$vm")
     guest g1 6.1 "$(volume "$vm" db)"
@@ -53,7 +75,9 @@ two_guests() {
     begin g1 everything xvda
     tell g2 300 everything xvda
     ended g1 300
-    note "data path: guest 6.1 $(device "$vm" g1 xvda path), guest 6.12 $(device "$vm" g2 xvda path)"
+    first=$(negotiated "$vm" g1 xvda)
+    second=$(negotiated "$vm" g2 xvda)
+    note "$first; $second"
     [ "$(grants "$one" "$id")" -gt 0 ] || echo "no grant is mapped while both ends are connected"
     tell g1 180 pattern_write xvda
     detach g1 xvda
