@@ -81,6 +81,11 @@ begin() {
     echo "$number $*" >"$(xenstore-read "/local/domain/$(domid "$name")/console/tty")"
 }
 
+# busy NAME: waits until the load that `begin` started is under way.
+busy() {
+    wait_for 60 said "$1" "@@ busy $(cat "/run/lab/$1.asked")" || fail "guest $1 is not busy: $(answer "$1")"
+}
+
 # ended NAME SECONDS: waits for the end of the command that `begin` started last.
 ended() {
     local name=$1 limit=$2 number

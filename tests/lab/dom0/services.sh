@@ -86,7 +86,7 @@ two_guests() {
     attach g1 "$(volume "$vm" db)"
     tell g1 180 pattern_read xvda
     begin g2 load xvda
-    sleep 1
+    busy g2
     destroy g2
     wait_for 30 no_grants "$two" "$id" || fail "$(grants "$two" "$id") grants of a dead guest are still mapped"
     tell g1 180 random xvda
@@ -104,7 +104,7 @@ worker_killed() {
     path=$(device "$vm" g1 xvda path)
     tell g2 180 pattern_write xvda
     begin g1 load xvda
-    sleep 2
+    busy g1
     tell "$vm" 60 kill_worker 1
     wait_for 45 has_phase "$vm" g1 xvda failed || fail "the disk of a killed worker is in phase $(device "$vm" g1 xvda phase)"
     reason=$(device "$vm" g1 xvda reason)
