@@ -53,13 +53,14 @@ impl Default for Limits {
 impl Limits {
     /// The names that [`Limits::set`] knows.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        QUOTAS.iter().map(|quota| quota.name)
+        QUOTAS.iter().chain(&START_QUOTAS).map(|quota| quota.name)
     }
 
-    /// Sets a limit by the name that `xenstore-control quota` has for it, 0 for none; false if there is none such.
+    /// Sets a limit by the name that `xenstore-control quota` has for it, or that of a limit that only a start can set;
+    /// 0 for none; false if there is none such.
     #[must_use]
     pub fn set(&mut self, name: &str, limit: usize) -> bool {
-        let quota = QUOTAS.iter().find(|quota| quota.name == name);
+        let quota = QUOTAS.iter().chain(&START_QUOTAS).find(|quota| quota.name == name);
         quota.map(|quota| quota.set(self, limit)).is_some()
     }
 }
@@ -105,3 +106,10 @@ pub const QUOTAS: [Quota; 9] = [
 /// The one that `xenstore-control quota-soft` shows.
 pub const SOFT_QUOTAS: [Quota; 1] =
     [Quota { name: "memory", about: "Bytes per domain (logged)", of: |limits| &mut limits.memory_soft }];
+
+/// Those that the C daemon has no name for, which stay as the daemon was started with them.
+const START_QUOTAS: [Quota; 1] = [Quota {
+    name: "write-rate",
+    about: "Writes per second of all domains while a transaction is open",
+    of: |limits| &mut limits.write_rate,
+}];
