@@ -1,6 +1,7 @@
 //! What a card offers, what its frontend chose, and the description a worker gets. The supervisor reads and checks all of it once,
 //! before Connected; it is frozen from then on, except what the protocol makes live (DESIGN, rule 7).
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -131,17 +132,31 @@ pub struct VifParams {
     pub allow: Allow,
 }
 
-/// One card for one guest, as the supervisor hands it to a network's worker.
-///
-/// Descriptors that travel with it, in this order: the meter, then one grant descriptor for each queue.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connect {
+/// Which card: those of several guests are served together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct VifName {
     /// The frontend's domain.
     pub guest: u16,
     /// Device number (the directory's name).
     pub devid: u32,
+}
+
+impl fmt::Display for VifName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vif-{}-{}", self.guest, self.devid)
+    }
+}
+
+/// One card for one guest, as the supervisor hands it to a network's worker.
+///
+/// Descriptors that travel with it, in this order: the meter, event channels of the guest, then one grant descriptor for
+/// each queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// Which card.
+    pub vif: VifName,
     /// What was negotiated.
     pub negotiated: Negotiated,
-    /// The card.
-    pub vif: VifParams,
+    /// What the network is to know of it.
+    pub params: VifParams,
 }

@@ -12,6 +12,10 @@
 //! on-error = "report"    # or "hold"
 //! discard = true
 //!
+//! [[network]]
+//! name = "lan"
+//! uplink = "switch"      # or "bridge:br0", "tap:NAME"
+//!
 //! [backend]
 //! queues = 4
 //! ```
@@ -28,8 +32,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 mod backend;
+mod network;
 
 pub use backend::{Backend, Bytes, DataPath};
+pub use network::{DEFAULT_MTU, MTU, Network, Uplink};
 
 /// Most volumes of one VM.
 const MAX_VOLUMES: usize = 1024;
@@ -43,6 +49,8 @@ pub struct Config {
     pub vm: Vm,
     /// Every `[[volume]]`, in the order of the file.
     pub volumes: Vec<Volume>,
+    /// Every `[[network]]`, in the order of the file.
+    pub networks: Vec<Network>,
     /// `[backend]`
     pub backend: Backend,
 }
@@ -112,6 +120,8 @@ struct File {
     #[serde(default)]
     volume: Vec<Spanned<VolumeTable>>,
     #[serde(default)]
+    network: Vec<network::NetworkTable>,
+    #[serde(default)]
     backend: Option<Spanned<Backend>>,
 }
 
@@ -180,6 +190,7 @@ impl Config {
             }
             volumes.push(volume.1);
         }
+        let networks = networks(file.network, &names)?;
         let backend = match file.backend {
             None => Backend::default(),
             Some(table) => {
@@ -189,13 +200,38 @@ impl Config {
                 backend
             }
         };
-        Ok(Config { vm, volumes, backend })
+        Ok(Config { vm, volumes, networks, backend })
     }
 
     /// The volume of that name.
     pub fn volume(&self, name: &str) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.name == name)
     }
+
+    /// The network of that name.
+    pub fn network(&self, name: &str) -> Option<&Network> {
+        self.networks.iter().find(|network| network.name == name)
+    }
+}
+
+/// The networks; their names are not those of volumes, for both are given to guests by name.
+fn networks(tables: Vec<network::NetworkTable>, volumes: &HashSet<String>) -> Result<Vec<Network>, Wrong> {
+    if tables.len() > network::MAX_NETWORKS {
+        return Err(wrong(0..0, format!("more than {} networks", network::MAX_NETWORKS)));
+    }
+    let mut networks: Vec<Network> = Vec::new();
+    for table in tables {
+        let (at, network) = network::network(table)?;
+        let name = &network.name;
+        if volumes.contains(name) {
+            return Err(wrong(at, format!("network \"{name}\" has the name of a volume; names are unique in a VM")));
+        }
+        if networks.iter().any(|other| other.name == *name) {
+            return Err(wrong(at, format!("a second network named \"{name}\"; names are unique in a VM")));
+        }
+        networks.push(network);
+    }
+    Ok(networks)
 }
 
 /// Something wrong at a byte of the file.
@@ -315,7 +351,7 @@ impl fmt::Display for Volume {
 mod tests {
     use super::*;
 
-    fn fails(text: &str) -> String {
+    pub(super) fn fails(text: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.toml");
         std::fs::write(&path, text).unwrap();
