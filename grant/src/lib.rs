@@ -14,6 +14,7 @@ pub mod arena;
 pub mod blockdev;
 pub mod caps;
 pub mod embedded;
+pub mod exchange;
 pub mod heap;
 pub mod journal;
 pub mod memfd;

@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod device;
 pub mod packet;
 pub mod proto;
+mod station;

@@ -71,28 +71,84 @@ impl Foreign {
         })
     }
 
-    fn copy_one(&self, direction: CopyDirection, local: &Pages, segment: &CopySegment) -> io::Result<GrantStatus> {
-        let write = direction == CopyDirection::ToPeer;
-        let frame = match self.table.check(segment.gref, self.domid, write) {
-            Ok(frame) => frame,
+    /// Where a page is in the peer's memory, if we may use it so.
+    fn at(&self, gref: GrantRef, offset: u16, write: bool) -> Result<i64, GrantStatus> {
+        let frame = self.table.check(gref, self.domid, write)?;
+        Ok(i64::from(frame) * PAGE_SIZE as i64 + i64::from(offset))
+    }
+
+    /// Copies from the peer's page to our memory.
+    pub(super) fn copy_to_ours(
+        &self,
+        gref: GrantRef,
+        offset: u16,
+        local: &Pages,
+        to: usize,
+        len: usize,
+    ) -> io::Result<GrantStatus> {
+        let at = match self.at(gref, offset, false) {
+            Ok(at) => at,
             Err(status) => return Ok(status),
         };
-        let len = usize::from(segment.len);
-        let at = i64::from(frame) * PAGE_SIZE as i64 + i64::from(segment.offset);
-        let address = local.address(segment.local, len).ok_or(io::ErrorKind::InvalidInput)?;
-        let fd = self.session.memory.as_raw_fd();
-        let done = match direction {
-            // SAFETY: `local` keeps `len` bytes mapped there, which only raw copies ever touch.
-            CopyDirection::FromPeer => unsafe { libc::pread(fd, address.as_ptr().cast(), len, at) },
-            // SAFETY: as above; the kernel only reads them.
-            CopyDirection::ToPeer => unsafe { libc::pwrite(fd, address.as_ptr().cast(), len, at) },
+        let address = local.address(to, len).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: `local` keeps `len` bytes mapped there, which only raw copies ever touch.
+        moved(unsafe { libc::pread(self.session.memory.as_raw_fd(), address.as_ptr().cast(), len, at) }, len)
+    }
+
+    /// Copies from our memory to the peer's page.
+    pub(super) fn copy_from_ours(
+        &self,
+        gref: GrantRef,
+        offset: u16,
+        local: &Pages,
+        from: usize,
+        len: usize,
+    ) -> io::Result<GrantStatus> {
+        let at = match self.at(gref, offset, true) {
+            Ok(at) => at,
+            Err(status) => return Ok(status),
         };
-        match usize::try_from(done) {
-            Ok(done) if done == len => Ok(GrantStatus::OKAY),
-            // A sealed memory has all its bytes, so a short copy is as wrong as an error.
-            Ok(_) => Ok(GrantStatus::GENERAL_ERROR),
-            Err(_) => Err(io::Error::last_os_error()),
+        let address = local.address(from, len).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: `local` keeps `len` bytes mapped there; the kernel only reads them.
+        moved(unsafe { libc::pwrite(self.session.memory.as_raw_fd(), address.as_ptr().cast(), len, at) }, len)
+    }
+
+    /// Reads from the peer's page.
+    pub(super) fn read(&self, gref: GrantRef, offset: u16, to: &mut [u8]) -> io::Result<GrantStatus> {
+        match self.at(gref, offset, false) {
+            Ok(at) => {
+                moved(nix::sys::uio::pread(&self.session.memory, to, at).map_or(-1, usize::cast_signed), to.len())
+            }
+            Err(status) => Ok(status),
         }
+    }
+
+    /// Writes to the peer's page.
+    pub(super) fn write(&self, gref: GrantRef, offset: u16, from: &[u8]) -> io::Result<GrantStatus> {
+        match self.at(gref, offset, true) {
+            Ok(at) => {
+                moved(nix::sys::uio::pwrite(&self.session.memory, from, at).map_or(-1, usize::cast_signed), from.len())
+            }
+            Err(status) => Ok(status),
+        }
+    }
+
+    fn copy_one(&self, direction: CopyDirection, local: &Pages, segment: &CopySegment) -> io::Result<GrantStatus> {
+        let len = usize::from(segment.len);
+        match direction {
+            CopyDirection::FromPeer => self.copy_to_ours(segment.gref, segment.offset, local, segment.local, len),
+            CopyDirection::ToPeer => self.copy_from_ours(segment.gref, segment.offset, local, segment.local, len),
+        }
+    }
+}
+
+/// What a read or write of `len` bytes of a peer's memory means.
+fn moved(done: isize, len: usize) -> io::Result<GrantStatus> {
+    match usize::try_from(done) {
+        Ok(done) if done == len => Ok(GrantStatus::OKAY),
+        // A sealed memory has all its bytes, so a short copy is as wrong as an error.
+        Ok(_) => Ok(GrantStatus::GENERAL_ERROR),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 

@@ -25,6 +25,7 @@
 
 mod calls;
 mod evtchn;
+mod exchange;
 mod foreign;
 mod frames;
 mod guest;
@@ -40,6 +41,7 @@ use std::path::{Path, PathBuf};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 pub use evtchn::Ports;
+pub use exchange::ForeignExchange;
 pub use foreign::Foreign;
 pub use guest::GuestMemory;
 pub use host::{Host, Lifecycle, Stop};

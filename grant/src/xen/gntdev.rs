@@ -1,7 +1,7 @@
 //! `/dev/xen/gntdev`: mapping and copying pages that another domain granted to us.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Segments one ioctl carries; longer batches take several. The kernel turns them into hypercalls of 16.
-const COPY_BATCH: usize = 512;
+pub(super) const COPY_BATCH: usize = 512;
 
 /// One gntdev descriptor of one thread, used for one peer.
 ///
@@ -63,6 +63,11 @@ impl Gntdev {
         }
     }
 
+    /// Whose grants it is used for.
+    pub(super) fn peer(&self) -> DomId {
+        self.peer
+    }
+
     /// Builds one kernel segment; `local` was checked to cover it.
     fn kernel_segment(
         &self,
@@ -82,6 +87,12 @@ impl Gntdev {
         };
         let status = GrantStatus::GENERAL_ERROR.0;
         Ok(GntdevGrantCopySegment { source, dest, len: segment.len, flags, status })
+    }
+}
+
+impl AsFd for Gntdev {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.fd.as_fd()
     }
 }
 

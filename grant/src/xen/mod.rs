@@ -5,6 +5,7 @@
 
 pub mod abi;
 mod evtchn;
+mod exchange;
 mod gntalloc;
 mod gntdev;
 
@@ -15,6 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
 
 pub use evtchn::Evtchn;
+pub use exchange::GntdevExchange;
 pub use gntalloc::Gntalloc;
 pub use gntdev::Gntdev;
 
