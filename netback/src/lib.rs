@@ -5,4 +5,6 @@ pub mod config;
 pub mod device;
 pub mod packet;
 pub mod proto;
+pub mod request;
+pub mod slots;
 mod station;

@@ -34,6 +34,8 @@ pub const EXTRA_TYPE_MCAST_ADD: u8 = 2;
 pub const EXTRA_TYPE_MCAST_DEL: u8 = 3;
 /// `XEN_NETIF_EXTRA_TYPE_HASH`.
 pub const EXTRA_TYPE_HASH: u8 = 4;
+/// `XEN_NETIF_EXTRA_TYPE_XDP` of Linux's header; Xen's own does not have it.
+pub const EXTRA_TYPE_XDP: u8 = 5;
 /// `XEN_NETIF_EXTRA_FLAG_MORE`: another extra-info slot follows.
 pub const EXTRA_FLAG_MORE: u8 = 1;
 
