@@ -7,12 +7,12 @@ mod intake;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use grant::SharedMemory;
 use grant::journal::{Journal, SlotState};
 use grant::meter::Block;
-use grant::reactor::{Core, Queue, Turn};
+use grant::reactor::{Channel, Core, Queue, Turn};
 use grant::ring::BackRing;
 use grant::uring::{Completion, MemoryId, Outcome, Owner};
-use grant::{Port, SharedMemory};
 
 use crate::data::{Around, Data};
 use crate::disk::{Disk, Ended, Erased, Io, Job};
@@ -31,8 +31,8 @@ pub struct Parts {
     pub devid: u32,
     /// The queue's number on its device.
     pub index: usize,
-    /// Our port.
-    pub port: Port,
+    /// Our event channel.
+    pub channel: Channel,
     /// The shared ring and the mapping it stands on.
     pub ring: BackRing,
     /// That mapping.
@@ -146,9 +146,9 @@ impl BlkQueue {
         (self.parts.devid, self.parts.index)
     }
 
-    /// The queue's port.
-    pub fn port(&self) -> Port {
-        self.parts.port
+    /// The queue's event channel.
+    pub fn channel(&self) -> Channel {
+        self.parts.channel
     }
 
     /// The queue's memory in the ring.
@@ -383,7 +383,7 @@ impl BlkQueue {
         self.free.append(&mut self.ended);
         self.count(Counter::Publishes, 1);
         if notify {
-            core.notify(self.parts.port);
+            core.notify(self.parts.channel);
             self.count(Counter::NotifiedOut, 1);
         }
         self.account_copies();

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use grant::journal::Journal;
 use grant::meter::Block;
-use grant::reactor::{Control, Core, Inbox, Outbox, Reactor};
+use grant::reactor::{Channel, Control, Core, Inbox, Outbox, Reactor, SourceId};
 use grant::ring::BackRing;
 use grant::uring::{FileSlot, Uring};
 use grant::{Access, DomId, GrantRef, Grants, Port, SharedMemory};
@@ -77,13 +77,15 @@ pub(crate) fn run(
         }
     };
     let _ = ready.send(Ok(()));
-    let mut reactor = Reactor::new(uring, parts.events);
-    reactor.run(inbox, &mut Station { guest, open, own, outbox, files: HashMap::new() });
+    let mut reactor = Reactor::new(uring);
+    let events = reactor.listen(parts.events);
+    reactor.run(inbox, &mut Station { guest, events, open, own, outbox, files: HashMap::new() });
 }
 
 /// The control half of a thread.
 struct Station {
     guest: DomId,
+    events: SourceId,
     open: Open,
     /// To this thread itself.
     own: Outbox<Message>,
@@ -137,9 +139,9 @@ impl Control<BlkQueue> for Station {
 
     fn drained(&mut self, core: &mut Core, queue: BlkQueue) {
         let (devid, index) = queue.name();
-        let port = queue.port();
+        let channel = queue.channel();
         let (memory, ring_memory) = queue.into_remains();
-        let results = [core.ring.close_memory(memory), ring_memory.unmap(), core.events().unbind(port)];
+        let results = [core.ring.close_memory(memory), ring_memory.unmap(), core.unbind(channel)];
         for error in results.into_iter().filter_map(Result::err) {
             tracing::error!(devid, index, %error, "closing a queue failed");
         }
@@ -180,8 +182,8 @@ impl Station {
             self.build(core, &connect, index, meter, parts.grants, (ring, ring_memory, journal), disk, shared)
         });
         match built {
-            Ok((port, queue, path)) => {
-                reactor.add(queue.memory(), port, queue);
+            Ok((channel, queue, path)) => {
+                reactor.add(queue.memory(), vec![channel], queue);
                 Ok(path)
             }
             Err(reason) => {
@@ -202,7 +204,7 @@ impl Station {
         (ring, ring_memory, journal): (BackRing, SharedMemory, Journal),
         disk: Box<dyn Disk>,
         shared: Shared,
-    ) -> Result<(Port, BlkQueue, String), String> {
+    ) -> Result<(Channel, BlkQueue, String), String> {
         let negotiated = &connect.negotiated;
         let zero_copy = connect.zero_copy && negotiated.persistent;
         let fixed_mapping = connect.fixed_buffers && zero_copy && core.ring.takes_fixed(&ring_memory.pages());
@@ -222,12 +224,12 @@ impl Station {
             fixed: connect.fixed_buffers && (!zero_copy || fixed_mapping),
         };
         let data = Data::new(setup).map_err(|error| format!("memory: {error}"));
-        let port = data.and_then(|data| {
+        let channel = data.and_then(|data| {
             let remote = Port(negotiated.queues[index].event_channel);
-            let bound = core.events().bind(self.guest, remote);
-            bound.map(|port| (data, port)).map_err(|error| format!("event channel {remote}: {error}"))
+            let bound = core.bind(self.events, self.guest, remote);
+            bound.map(|channel| (data, channel)).map_err(|error| format!("event channel {remote}: {error}"))
         });
-        let (data, port) = match port {
+        let (data, channel) = match channel {
             Ok(both) => both,
             Err(reason) => {
                 let closed = core.ring.close_memory(memory);
@@ -252,8 +254,8 @@ impl Station {
         });
         let hold = Hold::new(connect.disk.on_error, shared.flush_failed, slots, tell);
         let parts =
-            Parts { devid, index, port, ring, ring_memory, journal, meter, limits, memory, data, disk, pass, hold };
-        Ok((port, BlkQueue::new(parts), path))
+            Parts { devid, index, channel, ring, ring_memory, journal, meter, limits, memory, data, disk, pass, hold };
+        Ok((channel, BlkQueue::new(parts), path))
     }
 
     /// The disk behind one queue, with a thread for discards where the volume, a block device, needs one.

@@ -21,7 +21,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::uring::{Completion, MemoryId, Operation, Uring};
-use crate::{EventChannel, MAX_PENDING, Port};
+use crate::{DomId, EventChannel, MAX_PENDING, Port};
 
 /// What a queue says after a turn.
 #[derive(Debug)]
@@ -58,6 +58,10 @@ pub trait Queue {
     fn tick(&mut self, core: &mut Core);
     /// True while ticks are wanted.
     fn wants_tick(&self) -> bool;
+    /// When it wants to be turned at the latest, whatever happens or not.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// What the thread's control half does.
@@ -72,11 +76,24 @@ pub trait Control<Q: Queue> {
     fn broken(&mut self, queue: &Q, reason: String);
 }
 
+/// A descriptor for event channels that the thread listens to; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceId(u32);
+
+/// An event channel of the thread: a port, and the descriptor that it is bound through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Channel {
+    /// The descriptor.
+    pub source: SourceId,
+    /// Our end of it.
+    pub port: Port,
+}
+
 /// What queues work with: the thread's ring and event channels.
 pub struct Core {
     /// The ring.
     pub ring: Uring,
-    events: Box<dyn EventChannel>,
+    sources: Vec<(SourceId, Box<dyn EventChannel>)>,
     event_calls: u64,
     /// Read once per pass.
     pub now: Instant,
@@ -85,17 +102,36 @@ pub struct Core {
 impl Core {
     /// Tells a peer. Errors are the kernel's and mean that the channel is gone; the peer will find out.
     #[inline]
-    pub fn notify(&mut self, port: Port) {
-        self.event_calls += 1;
-        if let Err(error) = self.events.notify(port) {
-            tracing::debug!(%error, %port, "notify failed");
+    pub fn notify(&mut self, channel: Channel) {
+        if let Err(error) = self.source(channel.source).and_then(|events| events.notify(channel.port)) {
+            tracing::debug!(%error, port = %channel.port, "notify failed");
         }
     }
 
-    /// The thread's event channels, to bind and unbind.
-    pub fn events(&mut self) -> &mut dyn EventChannel {
+    /// Binds to a port that `peer` allocated for us.
+    ///
+    /// # Errors
+    /// What the kernel says, `ENOENT` for a source that is gone.
+    pub fn bind(&mut self, source: SourceId, peer: DomId, remote: Port) -> io::Result<Channel> {
+        let port = self.source(source)?.bind(peer, remote)?;
+        Ok(Channel { source, port })
+    }
+
+    /// Closes a channel.
+    ///
+    /// # Errors
+    /// As [`Core::bind`].
+    pub fn unbind(&mut self, channel: Channel) -> io::Result<()> {
+        self.source(channel.source)?.unbind(channel.port)
+    }
+
+    #[inline]
+    fn source(&mut self, id: SourceId) -> io::Result<&mut dyn EventChannel> {
         self.event_calls += 1;
-        self.events.as_mut()
+        match self.sources.iter_mut().find(|(other, _)| *other == id) {
+            Some((_, events)) => Ok(events.as_mut()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// System calls so far, as Xen would see them.
@@ -106,16 +142,16 @@ impl Core {
 
 struct Entry<Q> {
     queue: Q,
-    port: Port,
+    channels: Vec<Channel>,
     /// Its ring is looked at in every pass.
     awake: bool,
-    /// Its port has reported and not been unmasked.
+    /// One of its ports has reported and not been unmasked: all of them are looked after together.
     masked: bool,
     broken: bool,
     touched: bool,
     /// Events in a row that brought no work.
     idle_events: u8,
-    /// Its port stays masked until the next tick.
+    /// Its ports stay masked until the next tick.
     paused: bool,
 }
 
@@ -124,15 +160,20 @@ pub struct Reactor<Q: Queue> {
     /// Ring and event channels.
     pub core: Core,
     queues: Vec<Option<Entry<Q>>>,
-    by_port: HashMap<Port, usize>,
+    by_channel: HashMap<Channel, usize>,
     ports: Vec<Port>,
+    /// Ports to unmask.
+    quiet: Vec<Channel>,
+    /// Sources with an event.
+    ready: Vec<SourceId>,
+    next_source: u32,
     polling: Polling,
     counted: u64,
     ticked: Instant,
 }
 
-const POLL_EVENTS: u32 = 0;
-const POLL_INBOX: u32 = 1;
+/// The poll of the inbox; those of sources have their numbers.
+const POLL_INBOX: u32 = 0;
 const TICK: Duration = Duration::from_millis(100);
 /// Events without work in a row after which a port is unmasked only once a tick (XSA-332): no driver that asks before
 /// it tells gets there.
@@ -140,31 +181,52 @@ const IDLE_EVENTS: u8 = 8;
 
 impl<Q: Queue> Reactor<Q> {
     /// A loop without queues.
-    pub fn new(ring: Uring, events: Box<dyn EventChannel>) -> Reactor<Q> {
+    pub fn new(ring: Uring) -> Reactor<Q> {
         let now = Instant::now();
-        let core = Core { ring, events, event_calls: 0, now };
+        let core = Core { ring, sources: Vec::new(), event_calls: 0, now };
         Reactor {
             core,
             queues: Vec::new(),
-            by_port: HashMap::new(),
+            by_channel: HashMap::new(),
             ports: Vec::with_capacity(MAX_PENDING),
+            quiet: Vec::new(),
+            ready: Vec::new(),
+            next_source: POLL_INBOX,
             polling: Polling::default(),
             counted: 0,
             ticked: now,
         }
     }
 
-    /// Takes a queue into the loop. Its operations belong to `memory`, its events come from `port`.
-    pub fn add(&mut self, memory: MemoryId, port: Port, queue: Q) {
+    /// Listens to event channels from now on.
+    pub fn listen(&mut self, events: Box<dyn EventChannel>) -> SourceId {
+        self.next_source += 1;
+        let id = SourceId(self.next_source);
+        self.core.ring.poll(id.0, events.fd());
+        self.core.sources.push((id, events));
+        id
+    }
+
+    /// Listens no more. The channels of its queues are unbound.
+    pub fn hang_up(&mut self, source: SourceId) {
+        self.core.ring.cancel_poll(source.0);
+        self.core.sources.retain(|(id, _)| *id != source);
+    }
+
+    /// Takes a queue into the loop. Its operations belong to `memory`, its events come from `channels`.
+    pub fn add(&mut self, memory: MemoryId, channels: Vec<Channel>, queue: Q) {
         let at = memory.index();
         if self.queues.len() <= at {
             self.queues.resize_with(at + 1, || None);
         }
-        self.by_port.insert(port, at);
+        for &channel in &channels {
+            self.by_channel.insert(channel, at);
+        }
+        self.quiet.reserve(self.by_channel.len());
         // Awake: whatever the peer put before we were there is found in the first pass.
         let (idle_events, paused) = (0, false);
         let entry =
-            Entry { queue, port, awake: true, masked: true, broken: false, touched: false, idle_events, paused };
+            Entry { queue, channels, awake: true, masked: true, broken: false, touched: false, idle_events, paused };
         self.queues[at] = Some(entry);
     }
 
@@ -187,7 +249,6 @@ impl<Q: Queue> Reactor<Q> {
 
     /// Runs until the control half ends it.
     pub fn run<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) {
-        self.core.ring.poll(POLL_EVENTS, self.core.events.fd());
         self.core.ring.poll(POLL_INBOX, inbox.fd());
         loop {
             self.core.now = Instant::now();
@@ -200,8 +261,7 @@ impl<Q: Queue> Reactor<Q> {
             if busy || self.poll() || self.final_check() {
                 continue;
             }
-            let timeout = self.wants_tick().then_some(TICK);
-            self.core.ring.submit_and_wait(timeout);
+            self.core.ring.submit_and_wait(self.patience());
         }
     }
 
@@ -227,12 +287,14 @@ impl<Q: Queue> Reactor<Q> {
 
     /// Takes all completions. `Some(true)` when a queue or the thread got something; `None` when the thread ends.
     fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) -> Option<bool> {
-        let (mut events, mut messages, mut any) = (false, false, false);
+        let (mut messages, mut any) = (false, false);
+        self.ready.clear();
         while let Some(completion) = self.core.ring.reap() {
             any = true;
             match completion.operation {
-                Operation::Poll(POLL_EVENTS) => events = true,
-                Operation::Poll(_) => messages = true,
+                Operation::Poll(POLL_INBOX) => messages = true,
+                Operation::Poll(source) => self.ready.push(SourceId(source)),
+                Operation::Cancel => {}
                 _ => {
                     if let Some(Some(entry)) = self.queues.get_mut(completion.owner.memory.index()) {
                         entry.touched = true;
@@ -241,9 +303,8 @@ impl<Q: Queue> Reactor<Q> {
                 }
             }
         }
-        if events {
-            self.wake();
-            self.core.ring.poll(POLL_EVENTS, self.core.events.fd());
+        for at in 0..self.ready.len() {
+            self.wake(self.ready[at]);
         }
         // Whoever kept the thread busy pays for the pass.
         let now = self.core.system_calls();
@@ -264,14 +325,17 @@ impl<Q: Queue> Reactor<Q> {
     }
 
     /// Wakes the queues whose ports are pending.
-    fn wake(&mut self) {
+    fn wake(&mut self, source: SourceId) {
+        // A source that was hung up on may have had something to say.
+        let Some((_, events)) = self.core.sources.iter_mut().find(|(id, _)| *id == source) else { return };
         self.ports.clear();
         self.core.event_calls += 1;
-        if let Err(error) = self.core.events.pending(&mut self.ports) {
+        if let Err(error) = events.pending(&mut self.ports) {
             tracing::error!(%error, "reading event channels failed");
         }
-        for port in &self.ports {
-            match self.by_port.get(port).and_then(|&at| self.queues[at].as_mut()) {
+        self.core.ring.poll(source.0, events.fd());
+        for &port in &self.ports {
+            match self.by_channel.get(&Channel { source, port }).and_then(|&at| self.queues[at].as_mut()) {
                 Some(entry) => {
                     (entry.awake, entry.masked) = (true, true);
                     entry.idle_events = entry.idle_events.saturating_add(1);
@@ -296,7 +360,9 @@ impl<Q: Queue> Reactor<Q> {
             if entry.queue.is_drained()
                 && let Some(entry) = slot.take()
             {
-                self.by_port.remove(&entry.port);
+                for channel in &entry.channels {
+                    self.by_channel.remove(channel);
+                }
                 control.drained(&mut self.core, entry.queue);
             }
         }
@@ -329,7 +395,7 @@ impl<Q: Queue> Reactor<Q> {
     /// Puts the awake queues to sleep. True when one has work after all.
     fn final_check(&mut self) -> bool {
         let mut work = false;
-        self.ports.clear();
+        self.quiet.clear();
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.awake) {
             if !entry.broken && entry.queue.final_check() {
                 work = true;
@@ -342,29 +408,49 @@ impl<Q: Queue> Reactor<Q> {
             entry.paused = entry.idle_events >= IDLE_EVENTS;
             if !entry.paused {
                 entry.masked = false;
-                self.ports.push(entry.port);
+                self.quiet.extend(&entry.channels);
             }
         }
-        if !self.ports.is_empty() {
+        for (source, events) in &mut self.core.sources {
+            self.ports.clear();
+            self.ports
+                .extend(self.quiet.iter().filter(|channel| channel.source == *source).map(|channel| channel.port));
+            if self.ports.is_empty() {
+                continue;
+            }
             self.core.event_calls += 1;
-            if let Err(error) = self.core.events.unmask(&self.ports) {
+            if let Err(error) = events.unmask(&self.ports) {
                 tracing::error!(%error, "unmasking event channels failed");
             }
         }
         work
     }
 
-    fn wants_tick(&self) -> bool {
-        self.queues.iter().flatten().any(|entry| entry.paused || entry.queue.wants_tick())
+    /// How long to sleep at most.
+    fn patience(&self) -> Option<Duration> {
+        let mut patience = None;
+        for entry in self.queues.iter().flatten() {
+            let tick = (entry.paused || entry.queue.wants_tick()).then_some(TICK);
+            let deadline = entry.queue.deadline().filter(|_| !entry.broken);
+            let deadline = deadline.map(|at| at.saturating_duration_since(self.core.now));
+            patience = [patience, tick, deadline].into_iter().flatten().min();
+        }
+        patience
     }
 
-    /// True when a queue was called: it may have something to answer.
+    /// True when a queue was called, or is to be: it may have something to answer.
     fn tick(&mut self) -> bool {
+        let now = self.core.now;
+        let mut called = false;
+        for entry in self.queues.iter_mut().flatten() {
+            if entry.queue.deadline().is_some_and(|at| at <= now) {
+                (entry.awake, called) = (true, true);
+            }
+        }
         if self.core.now.duration_since(self.ticked) < TICK {
-            return false;
+            return called;
         }
         self.ticked = self.core.now;
-        let mut called = false;
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.paused) {
             // One more event, and the ring is looked at before it is asked for.
             (entry.awake, entry.paused, entry.idle_events) = (true, false, IDLE_EVENTS - 1);

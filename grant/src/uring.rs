@@ -96,6 +96,8 @@ pub enum Operation {
     Timeout,
     /// The thread's own poll of a descriptor; the number says which.
     Poll(u32),
+    /// The end of such a poll.
+    Cancel,
 }
 
 /// An operation has ended.
@@ -424,7 +426,7 @@ impl Uring {
             Operation::Transfer(transfer) => self.transfer(owner, transfer, spans, u32::MAX),
             Operation::Flush(file) => self.flush(owner, file),
             Operation::Punch { file, at, len } => self.punch(owner, file, at, len),
-            Operation::Timeout | Operation::Poll(_) => debug_assert!(false, "not to be repeated"),
+            Operation::Timeout | Operation::Poll(_) | Operation::Cancel => debug_assert!(false, "not to be repeated"),
         }
     }
 
@@ -443,6 +445,15 @@ impl Uring {
     pub fn poll(&mut self, number: u32, fd: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), libc::POLLIN as u32).build();
         self.push(Owner { memory: THREAD, slot: 0 }, Operation::Poll(number), entry);
+    }
+
+    /// Ends a poll, and with it the ring's hold on the descriptor; its completion still comes.
+    pub fn cancel_poll(&mut self, number: u32) {
+        let is_it = |it: &Option<InFlight>| it.is_some_and(|it| it.operation == Operation::Poll(number));
+        if let Some(at) = self.flying.iter().position(is_it) {
+            let entry = opcode::PollRemove::new(at as u64).build();
+            self.push(Owner { memory: THREAD, slot: 0 }, Operation::Cancel, entry);
+        }
     }
 
     #[inline]
