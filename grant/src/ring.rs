@@ -158,13 +158,22 @@ impl BackRing {
     /// As [`BackRing::unconsumed`].
     #[inline]
     pub fn final_check(&mut self) -> Result<bool, RingBroken> {
-        if self.unconsumed()? > 0 {
+        self.final_check_for(1)
+    }
+
+    /// The same when `wanted` requests are needed at once: with fewer nothing could be done.
+    ///
+    /// # Errors
+    /// As [`BackRing::unconsumed`].
+    #[inline]
+    pub fn final_check_for(&mut self, wanted: u32) -> Result<bool, RingBroken> {
+        if self.unconsumed()? >= wanted {
             return Ok(true);
         }
-        self.layout.pages.store_release(REQ_EVENT, self.req_cons.wrapping_add(1));
+        self.layout.pages.store_release(REQ_EVENT, self.req_cons.wrapping_add(wanted));
         // The store must be visible before the peer's index is read again, or both sides may go to sleep.
         fence(Ordering::SeqCst);
-        Ok(self.unconsumed()? > 0)
+        Ok(self.unconsumed()? >= wanted)
     }
 }
 

@@ -3,8 +3,13 @@
 
 pub mod config;
 pub mod device;
+pub mod headers;
+pub mod limit;
+pub mod multicast;
 pub mod packet;
+pub mod policy;
 pub mod proto;
 pub mod request;
 pub mod slots;
 mod station;
+pub mod switch;

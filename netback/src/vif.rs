@@ -1,0 +1,100 @@
+//! One card: what it negotiated, its queues, and what it may send and be given.
+
+use std::time::Instant;
+
+use grant::SharedMemory;
+use grant::exchange::PeerId;
+use grant::meter::Block;
+use grant::reactor::{Channel, SourceId};
+use grant::ring::BackRing;
+
+use crate::backlog::Backlog;
+use crate::config::{Features, VifName, VifParams};
+use crate::control::Control;
+use crate::limit::Bucket;
+use crate::multicast::Groups;
+use crate::packet::{Checksum, GsoKind, Offload};
+use crate::policy::Policy;
+use crate::receive::Receive;
+use crate::stats::Counter;
+
+/// A card of the network.
+pub struct Vif {
+    /// Which.
+    pub name: VifName,
+    /// What the network knows of it.
+    pub params: VifParams,
+    /// What its frontend can take.
+    pub features: Features,
+    /// What it may send.
+    pub policy: Policy,
+    /// Its queues; none where one is not attached any more.
+    pub queues: Vec<Option<VifQueue>>,
+    /// How much it may send.
+    pub sending: Option<Bucket>,
+    /// How much it may be given.
+    pub receiving: Option<Bucket>,
+    /// The groups it has asked for.
+    pub groups: Groups,
+    /// Hash and mapping of its receive queues.
+    pub control: Control,
+    /// Its guest, in the exchange.
+    pub peer: PeerId,
+    /// Its guest's event channels.
+    pub source: SourceId,
+    /// It broke the protocol, or is on its way out: nothing is taken from it or given to it.
+    pub closed: bool,
+}
+
+/// One queue of a card.
+pub struct VifQueue {
+    /// From the guest.
+    pub tx: BackRing,
+    /// To tell the guest of answers in it.
+    pub tx_channel: Channel,
+    /// To the guest.
+    pub rx: Receive,
+    /// What waits for buffers of the guest.
+    pub backlog: Backlog,
+    /// Of what waits, at which time it is too old: nothing was taken since a while.
+    pub stale: Option<Instant>,
+    /// Some of this turn's packets for it are still being worked on: those that come after wait too.
+    pub behind: bool,
+    /// Its counters.
+    pub meter: Block,
+    /// The rings.
+    pub memory: Vec<SharedMemory>,
+}
+
+impl VifQueue {
+    /// Counts.
+    #[inline]
+    pub fn count(&self, counter: Counter, n: u64) {
+        self.meter.add(counter as usize, n);
+    }
+}
+
+impl Vif {
+    /// Can its frontend take a packet with this work left to do? `v6` says which IP it is.
+    pub fn takes(&self, offload: &Offload, v6: bool, len: u32) -> bool {
+        let features = &self.features;
+        let segments = match offload.gso.map(|gso| gso.kind) {
+            None => true,
+            Some(GsoKind::TcpV4) => features.gso_tcpv4,
+            Some(GsoKind::TcpV6) => features.gso_tcpv6,
+        };
+        let sums = if v6 { features.checksum_ipv6 } else { features.checksum_ipv4 };
+        segments && (sums || offload.checksum != Checksum::Blank) && self.holds(len)
+    }
+
+    /// Does a packet of this many bytes fit into what its frontend can take?
+    pub fn holds(&self, len: u32) -> bool {
+        let page = grant::PAGE_SIZE as u32 - u32::from(self.features.xdp_headroom);
+        self.features.scatter_gather || len <= page
+    }
+
+    /// The receive queue for a packet that came by queue `number`, or has this hash.
+    pub fn queue_for(&self, number: usize) -> usize {
+        number % self.queues.len().max(1)
+    }
+}
