@@ -78,7 +78,7 @@ pub(crate) fn run(
     };
     let _ = ready.send(Ok(()));
     let mut reactor = Reactor::new(uring);
-    let events = reactor.listen(parts.events);
+    let events = reactor.core.listen(parts.events);
     reactor.run(inbox, &mut Station { guest, events, open, own, outbox, files: HashMap::new() });
 }
 

@@ -94,6 +94,7 @@ pub struct Core {
     /// The ring.
     pub ring: Uring,
     sources: Vec<(SourceId, Box<dyn EventChannel>)>,
+    next_source: u32,
     event_calls: u64,
     /// Read once per pass.
     pub now: Instant,
@@ -106,6 +107,21 @@ impl Core {
         if let Err(error) = self.source(channel.source).and_then(|events| events.notify(channel.port)) {
             tracing::debug!(%error, port = %channel.port, "notify failed");
         }
+    }
+
+    /// Listens to event channels from now on.
+    pub fn listen(&mut self, events: Box<dyn EventChannel>) -> SourceId {
+        self.next_source += 1;
+        let id = SourceId(self.next_source);
+        self.ring.poll(id.0, events.fd());
+        self.sources.push((id, events));
+        id
+    }
+
+    /// Listens no more. The channels of its queues are unbound.
+    pub fn hang_up(&mut self, source: SourceId) {
+        self.ring.cancel_poll(source.0);
+        self.sources.retain(|(id, _)| *id != source);
     }
 
     /// Binds to a port that `peer` allocated for us.
@@ -166,7 +182,6 @@ pub struct Reactor<Q: Queue> {
     quiet: Vec<Channel>,
     /// Sources with an event.
     ready: Vec<SourceId>,
-    next_source: u32,
     polling: Polling,
     counted: u64,
     ticked: Instant,
@@ -183,7 +198,7 @@ impl<Q: Queue> Reactor<Q> {
     /// A loop without queues.
     pub fn new(ring: Uring) -> Reactor<Q> {
         let now = Instant::now();
-        let core = Core { ring, sources: Vec::new(), event_calls: 0, now };
+        let core = Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now };
         Reactor {
             core,
             queues: Vec::new(),
@@ -191,26 +206,10 @@ impl<Q: Queue> Reactor<Q> {
             ports: Vec::with_capacity(MAX_PENDING),
             quiet: Vec::new(),
             ready: Vec::new(),
-            next_source: POLL_INBOX,
             polling: Polling::default(),
             counted: 0,
             ticked: now,
         }
-    }
-
-    /// Listens to event channels from now on.
-    pub fn listen(&mut self, events: Box<dyn EventChannel>) -> SourceId {
-        self.next_source += 1;
-        let id = SourceId(self.next_source);
-        self.core.ring.poll(id.0, events.fd());
-        self.core.sources.push((id, events));
-        id
-    }
-
-    /// Listens no more. The channels of its queues are unbound.
-    pub fn hang_up(&mut self, source: SourceId) {
-        self.core.ring.cancel_poll(source.0);
-        self.core.sources.retain(|(id, _)| *id != source);
     }
 
     /// Takes a queue into the loop. Its operations belong to `memory`, its events come from `channels`.

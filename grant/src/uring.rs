@@ -98,6 +98,8 @@ pub enum Operation {
     Poll(u32),
     /// The end of such a poll.
     Cancel,
+    /// A queue's wait for a file to have something to read.
+    Readable(FileSlot),
 }
 
 /// An operation has ended.
@@ -426,7 +428,9 @@ impl Uring {
             Operation::Transfer(transfer) => self.transfer(owner, transfer, spans, u32::MAX),
             Operation::Flush(file) => self.flush(owner, file),
             Operation::Punch { file, at, len } => self.punch(owner, file, at, len),
-            Operation::Timeout | Operation::Poll(_) | Operation::Cancel => debug_assert!(false, "not to be repeated"),
+            Operation::Timeout | Operation::Poll(_) | Operation::Cancel | Operation::Readable(_) => {
+                debug_assert!(false, "not to be repeated")
+            }
         }
     }
 
@@ -447,10 +451,25 @@ impl Uring {
         self.push(Owner { memory: THREAD, slot: 0 }, Operation::Poll(number), entry);
     }
 
+    /// Completes when there is something to read from the file.
+    pub fn readable(&mut self, owner: Owner, file: FileSlot) {
+        let entry = opcode::PollAdd::new(types::Fixed(file.0), libc::POLLIN as u32).build();
+        self.push(owner, Operation::Readable(file), entry);
+    }
+
     /// Ends a poll, and with it the ring's hold on the descriptor; its completion still comes.
     pub fn cancel_poll(&mut self, number: u32) {
         let is_it = |it: &Option<InFlight>| it.is_some_and(|it| it.operation == Operation::Poll(number));
         if let Some(at) = self.flying.iter().position(is_it) {
+            let entry = opcode::PollRemove::new(at as u64).build();
+            self.push(Owner { memory: THREAD, slot: 0 }, Operation::Cancel, entry);
+        }
+    }
+
+    /// Ends a queue's wait for a file; its completion still comes.
+    pub fn cancel_readable(&mut self, memory: MemoryId) {
+        let is_it = |it: &InFlight| it.owner.memory == memory && matches!(it.operation, Operation::Readable(_));
+        if let Some(at) = self.flying.iter().position(|it| it.as_ref().is_some_and(is_it)) {
             let entry = opcode::PollRemove::new(at as u64).build();
             self.push(Owner { memory: THREAD, slot: 0 }, Operation::Cancel, entry);
         }

@@ -41,6 +41,7 @@ pub struct Backlog {
     old: VecDeque<u16>,
     /// The packet whose turn it is.
     head: Option<Waiting>,
+    #[allow(clippy::vec_box, reason = "a chunk that was filled is not to be moved when there are more")]
     chunks: Vec<Box<[u8; CHUNK]>>,
     /// The chunk after a chunk.
     after: Vec<u32>,

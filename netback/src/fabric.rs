@@ -12,26 +12,28 @@
 //! ```
 //! So nothing of a sender's is ever held, and its answers are in the order of its ring.
 
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
-use grant::Pages;
 use grant::exchange::{Exchange, Movement, PeerId, Place};
 use grant::reactor::{Core, Outbox};
+use grant::{GrantCounts, GrantStatus, Pages};
 
 use crate::config::VifName;
 use crate::device::Report;
 use crate::frame::{FrameId, Frames};
 use crate::headers::Headers;
 use crate::packet::{ETHERNET_HEADER, HEADERS, Offload, VLAN_TAG};
+use crate::proto::MAX_TX_SIZE;
 use crate::receive::{Piece, Placed};
-use crate::request::Fragment;
+use crate::request::{Batch, Fragment};
 use crate::slots::Outgoing;
 use crate::station::FromThread;
 use crate::stats::Counter;
 use crate::switch::{PortId, Switch, Tag};
 use crate::uplink::Outbound;
 use crate::vif::{Vif, VifQueue};
-use crate::work::Work;
+use crate::work::{Stage, Work};
 
 /// Everything that the queues of a thread share.
 pub struct Fabric {
@@ -59,7 +61,21 @@ pub struct Fabric {
     pub held: Vec<FrameId>,
     /// To control.
     pub outbox: Outbox<FromThread>,
-    pieces: Vec<Piece>,
+    /// Scratch: the packets of a turn, and how each is answered.
+    pub batch: Batch,
+    /// See `batch`.
+    pub statuses: Vec<i16>,
+    /// Scratch: where a packet is.
+    pub pieces: Vec<Piece>,
+    /// Scratch: a frame that is worked on, and a part of it.
+    pub scratch: Vec<u8>,
+    /// See `scratch`.
+    pub segment: Vec<u8>,
+    /// Room for what was worked out.
+    pub stage: Stage,
+    /// What the exchange has counted, as far as it was put on somebody's account.
+    pub counted: GrantCounts,
+    flows: RandomState,
     targets: Vec<(PortId, Tag)>,
 }
 
@@ -80,9 +96,11 @@ pub enum Body {
 /// A packet that was looked at.
 #[derive(Clone, Debug)]
 pub struct Packet {
+    /// Which of its turn it is.
+    pub number: usize,
     /// Where it came in.
     pub from: PortId,
-    /// The queue it came by, or a hash: packets of a flow have the same.
+    /// What packets of its flow have in common.
     pub flow: usize,
     /// Its first bytes, in our memory.
     pub head: usize,
@@ -96,8 +114,6 @@ pub struct Packet {
     pub body: Body,
     /// It is IPv6.
     pub v6: bool,
-    /// It has a tag.
-    pub tagged: bool,
 }
 
 impl Fabric {
@@ -116,7 +132,14 @@ impl Fabric {
             dirty: Vec::with_capacity(64),
             held: Vec::with_capacity(crate::frame::FRAMES),
             outbox,
+            batch: Batch::new(256),
+            statuses: Vec::with_capacity(256),
             pieces: Vec::with_capacity(32),
+            scratch: Vec::with_capacity(MAX_TX_SIZE + VLAN_TAG),
+            segment: Vec::with_capacity(MAX_TX_SIZE + VLAN_TAG),
+            stage: Stage::default(),
+            counted: GrantCounts::default(),
+            flows: RandomState::new(),
             targets: Vec::with_capacity(64),
         }
     }
@@ -135,12 +158,21 @@ impl Fabric {
         }
     }
 
+    /// A number that packets of a flow have in common, and that nobody outside can foresee.
+    pub fn flow(&self, headers: &Headers) -> usize {
+        self.flows.hash_one(headers.flow()) as usize
+    }
+
     /// Says where a packet goes, and places it with those who can have it as it is. The others get work.
     pub fn route(&mut self, packet: &Packet, headers: &Headers, fragments: &[Fragment], core: &Core) -> bool {
         let mut targets = std::mem::take(&mut self.targets);
         targets.clear();
         let (destination, source) = (headers.destination, headers.source);
         self.switch.forward(packet.from, destination, source, headers.vlan, core.now, &mut targets);
+        if let Some((_, Tag::Insert(number))) = targets.iter().find(|(_, tag)| matches!(tag, Tag::Insert(_))) {
+            let [high, low] = number.to_be_bytes();
+            self.local.write(packet.tag, &[0x81, 0, high, low]);
+        }
         let (first, mut fetched) = (self.works.len(), None);
         for &(port, tag) in &targets {
             if self.give(packet, headers, (port, tag), fragments, core) {
@@ -182,7 +214,7 @@ impl Fabric {
         let unwanted = !vif.groups.wants(headers.destination);
         let too_long = packet.offload.gso.is_none() && len > u32::from(vif.params.mtu) + FRAMING;
         let ready = vif.receiving.as_mut().is_none_or(|bucket| bucket.is_ready(core.now));
-        let (hash, headroom, closed) = (vif.control.hash(headers), vif.features.xdp_headroom, vif.closed);
+        let (headroom, closed) = (vif.features.xdp_headroom, vif.closed);
         let Some(queue) = vif.queues.get_mut(number).and_then(Option::as_mut).filter(|_| !closed) else { return true };
         let refused = match () {
             () if unwanted => Some(Counter::DroppedGroup),
@@ -195,20 +227,22 @@ impl Fabric {
         }
         if !takes || !ready || queue.behind || !queue.backlog.is_empty() {
             queue.behind = true;
+            self.dirty(port.index(), number);
             return false;
         }
         packet.pieces(tag, fragments, &mut self.pieces);
-        let outgoing = Outgoing { len, offload: packet.offload, hash, headroom };
+        let outgoing = Outgoing { len, offload: packet.offload, hash: None, headroom };
         match queue.rx.place(&outgoing, &self.pieces, &mut self.outward) {
             Ok(Placed::Yes) => {
                 if let Some(bucket) = &mut vif.receiving {
-                    bucket.take(len as usize, core.now);
+                    bucket.take(len as usize);
                 }
                 self.dirty(port.index(), number);
                 true
             }
             Ok(Placed::NoSlots) => {
                 queue.behind = true;
+                self.dirty(port.index(), number);
                 false
             }
             Err(broken) => {
@@ -227,9 +261,9 @@ impl Fabric {
         for piece in &self.pieces {
             if let Place::Peer { .. } = piece.at {
                 let (to, len) = (Place::Ours(at), piece.len as u16);
-                self.inward.push(Movement { from: piece.at, to, len, status: grant::GrantStatus::GENERAL_ERROR });
+                self.inward.push(Movement { from: piece.at, to, len, status: GrantStatus::GENERAL_ERROR });
             } else if let Place::Ours(from) = piece.at {
-                self.local.copy_within(at, from, piece.len as usize);
+                self.local.copy_from(at, &self.local, from, piece.len as usize);
             }
             at += piece.len as usize;
         }
@@ -360,7 +394,7 @@ fn copy(exchange: &mut dyn Exchange, local: &Pages, movements: &mut [Movement]) 
     if let Err(error) = exchange.copy(local, movements) {
         tracing::debug!(%error, "a grant copy failed");
         for movement in movements {
-            movement.status = grant::GrantStatus::GENERAL_ERROR;
+            movement.status = GrantStatus::GENERAL_ERROR;
         }
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //! A frame begins at a page border, so that each page of it is one element of a grant copy.
 
-use grant::{PAGE_SIZE, Pages};
+use grant::PAGE_SIZE;
 
 use crate::packet::{HEADERS, VLAN_TAG};
 use crate::proto::MAX_TX_SIZE;
@@ -32,6 +32,11 @@ pub fn tag_at(number: usize) -> usize {
 /// Where the first bytes of packet `number` are.
 pub fn head_at(number: usize) -> usize {
     number * HEAD + VLAN_TAG
+}
+
+/// The packet whose first bytes are at `at`.
+pub fn head_of(at: usize) -> usize {
+    at / HEAD
 }
 
 /// One whole frame's place.
@@ -67,14 +72,4 @@ impl Frames {
         debug_assert!(!self.free.contains(&frame.0), "given back twice");
         self.free.push(frame.0);
     }
-
-    /// How many are free.
-    pub fn free(&self) -> usize {
-        self.free.len()
-    }
-}
-
-/// Bytes of the thread's own memory.
-pub fn read(pages: &Pages, at: usize, to: &mut [u8]) {
-    pages.read(at, to);
 }

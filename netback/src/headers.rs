@@ -115,7 +115,7 @@ pub enum Transport {
 }
 
 /// Ports of TCP or UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ports {
     /// From which.
     pub source: u16,
@@ -156,6 +156,21 @@ impl Headers {
     /// It carries IPv6.
     pub fn is_v6(&self) -> bool {
         self.ethertype == ETHERTYPE_IPV6
+    }
+
+    /// What packets of a flow have in common: addresses, protocol and ports.
+    pub fn flow(&self) -> (Mac, Mac, [u8; 16], [u8; 16], u8, Option<Ports>) {
+        let ports = match self.transport() {
+            Some((_, Transport::Tcp { ports, .. } | Transport::Udp(ports))) => Some(ports),
+            _ => None,
+        };
+        let wide = |address: [u8; 4]| std::array::from_fn(|at| address.get(at).copied().unwrap_or_default());
+        let (source, destination, protocol) = match &self.network {
+            Network::Ip(ip) => (wide(ip.source), wide(ip.destination), ip.protocol),
+            Network::Ip6(ip) => (ip.source, ip.destination, ip.protocol),
+            _ => Default::default(),
+        };
+        (self.source, self.destination, source, destination, protocol, ports)
     }
 
     /// Where the transport header begins, and which it is.

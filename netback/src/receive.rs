@@ -82,6 +82,11 @@ impl Receive {
         Receive { ring, peer, channel, answers, placed: (0, 0) }
     }
 
+    /// Where the guest is told.
+    pub fn channel(&self) -> Channel {
+        self.channel
+    }
+
     /// Buffers that the guest has posted and nobody has taken.
     ///
     /// # Errors

@@ -101,7 +101,7 @@ pub enum Broken {
 }
 
 /// The packets of one turn. Its memory is made once.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Batch {
     /// In the order of the ring.
     pub packets: Vec<Packet>,

@@ -1,6 +1,6 @@
 //! One card: what it negotiated, its queues, and what it may send and be given.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use grant::SharedMemory;
 use grant::exchange::PeerId;
@@ -8,15 +8,20 @@ use grant::meter::Block;
 use grant::reactor::{Channel, SourceId};
 use grant::ring::BackRing;
 
-use crate::backlog::Backlog;
+use crate::backlog::{Backlog, Waiting};
 use crate::config::{Features, VifName, VifParams};
-use crate::control::Control;
 use crate::limit::Bucket;
 use crate::multicast::Groups;
 use crate::packet::{Checksum, GsoKind, Offload};
 use crate::policy::Policy;
 use crate::receive::Receive;
+use crate::slots::Outgoing;
 use crate::stats::Counter;
+
+/// Is what has waited since then too old?
+pub fn is_stale(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= STALE
+}
 
 /// A card of the network.
 pub struct Vif {
@@ -36,8 +41,6 @@ pub struct Vif {
     pub receiving: Option<Bucket>,
     /// The groups it has asked for.
     pub groups: Groups,
-    /// Hash and mapping of its receive queues.
-    pub control: Control,
     /// Its guest, in the exchange.
     pub peer: PeerId,
     /// Its guest's event channels.
@@ -45,6 +48,11 @@ pub struct Vif {
     /// It broke the protocol, or is on its way out: nothing is taken from it or given to it.
     pub closed: bool,
 }
+
+/// How often the ring of a frontend that does not tell of new buffers is looked at while something waits for them.
+const LOOK: Duration = Duration::from_millis(30);
+/// What nobody has taken for so long is dropped: the guest has stopped.
+const STALE: Duration = Duration::from_secs(1);
 
 /// One queue of a card.
 pub struct VifQueue {
@@ -56,10 +64,12 @@ pub struct VifQueue {
     pub rx: Receive,
     /// What waits for buffers of the guest.
     pub backlog: Backlog,
-    /// Of what waits, at which time it is too old: nothing was taken since a while.
-    pub stale: Option<Instant>,
+    /// Until when nothing is taken, because the card has used up its rate.
+    pub limited: Option<Instant>,
     /// Some of this turn's packets for it are still being worked on: those that come after wait too.
     pub behind: bool,
+    /// When its ring was looked at last.
+    pub looked: Instant,
     /// Its counters.
     pub meter: Block,
     /// The rings.
@@ -67,6 +77,12 @@ pub struct VifQueue {
 }
 
 impl VifQueue {
+    /// Its event channels, each once.
+    pub fn channels(&self) -> Vec<Channel> {
+        let (tx, rx) = (self.tx_channel, self.rx.channel());
+        if tx == rx { vec![tx] } else { vec![tx, rx] }
+    }
+
     /// Counts.
     #[inline]
     pub fn count(&self, counter: Counter, n: u64) {
@@ -74,7 +90,28 @@ impl VifQueue {
     }
 }
 
+impl VifQueue {
+    /// Buffers that the first of what waits takes; none while nothing waits.
+    pub fn wanted(&mut self, headroom: u16, now: Instant) -> Option<u32> {
+        let mut dropped = 0;
+        let first = self.backlog.first(now, &mut dropped);
+        self.count(Counter::DroppedNoRoom, dropped);
+        let Waiting { len, offload, .. } = first?;
+        Some(Outgoing { len: len as u32, offload, hash: None, headroom }.count())
+    }
+}
+
 impl Vif {
+    /// When a queue is to be looked at, whatever happens or not.
+    pub fn deadline(&self, number: usize, now: Instant) -> Option<Instant> {
+        let queue = self.queues.get(number)?.as_ref()?;
+        let waits = !queue.backlog.is_empty();
+        let look = (waits && !self.features.rx_notify).then(|| queue.looked + LOOK);
+        let credit = self.receiving.as_ref().filter(|_| waits).map(Bucket::ready_at).filter(|&at| at > now);
+        let stale = queue.backlog.waits_since().map(|since| since + STALE);
+        [queue.limited, look, credit, stale].into_iter().flatten().min()
+    }
+
     /// Can its frontend take a packet with this work left to do? `v6` says which IP it is.
     pub fn takes(&self, offload: &Offload, v6: bool, len: u32) -> bool {
         let features = &self.features;

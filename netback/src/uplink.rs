@@ -1,0 +1,256 @@
+//! The way out: a TAP with a virtio header before each frame (`IFF_VNET_HDR`, linux/if_tun.h).
+//!
+//! Frames are read when the kernel says that there are some, many at a time: the descriptor does not block, so the reads
+//! of one submission run in their order, and those that find nothing end at once. Frames are written from where they lie,
+//! and their memory is free when the write has ended.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use grant::memory::{RegionId, Span};
+use grant::reactor::Core;
+use grant::uring::{Completion, Direction, FileSlot, MemoryId, Operation, Owner, Transfer};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::device::Report;
+use crate::fabric::{Body, Fabric, Packet, tagged_len};
+use crate::frame::FrameId;
+use crate::headers::Headers;
+use crate::offload::{VNET_HEADER, VnetHeader, from_vnet, to_vnet};
+use crate::packet::{HEADERS, VLAN_TAG};
+use crate::proto::MAX_TX_SIZE;
+use crate::station::FromThread;
+use crate::switch::{PortId, Tag};
+
+/// Frames that are read at a time.
+const READS: usize = 16;
+/// Bytes of the largest frame that is read, with a tag.
+const LARGEST: usize = MAX_TX_SIZE + VLAN_TAG;
+
+/// What is on its way out.
+pub struct Outbound {
+    file: FileSlot,
+    memory: MemoryId,
+    /// The frame of each write that has not ended, by its slot.
+    writing: Vec<Option<FrameId>>,
+    /// Frames that did not get out.
+    pub dropped: u64,
+}
+
+/// The reactor's half of the uplink.
+pub struct Uplink {
+    fabric: Rc<RefCell<Fabric>>,
+    file: FileSlot,
+    memory: MemoryId,
+    /// The frame of each read that has not ended.
+    reading: Vec<Option<FrameId>>,
+    /// Frames that have come, with their bytes, virtio header included.
+    come: Vec<(FrameId, usize)>,
+    /// Operations in flight.
+    flying: usize,
+    /// The kernel has been asked to say when there is something.
+    asked: bool,
+    /// Reads were submitted and something came: there may be more.
+    more: bool,
+    lost: bool,
+    draining: bool,
+}
+
+/// Slots of writes follow those of reads.
+fn is_write(slot: u16) -> Option<usize> {
+    usize::from(slot).checked_sub(READS)
+}
+
+impl Uplink {
+    /// The uplink of a network.
+    pub fn new(fabric: Rc<RefCell<Fabric>>, file: FileSlot, memory: MemoryId) -> Uplink {
+        let outbound = Outbound { file, memory, writing: Vec::new(), dropped: 0 };
+        {
+            let mut fabric = fabric.borrow_mut();
+            fabric.outbound = Some(outbound);
+            fabric.switch.uplink(true);
+        }
+        Uplink {
+            fabric,
+            file,
+            memory,
+            reading: std::iter::repeat_with(|| None).take(READS).collect(),
+            come: Vec::with_capacity(READS),
+            flying: 0,
+            asked: false,
+            more: false,
+            lost: false,
+            draining: false,
+        }
+    }
+
+    /// Its file and memory, to be taken out of the ring.
+    pub fn remains(&self) -> (FileSlot, MemoryId) {
+        (self.file, self.memory)
+    }
+
+    /// Takes nothing more.
+    pub fn drain(&mut self, core: &mut Core) {
+        self.draining = true;
+        self.fabric.borrow_mut().switch.uplink(false);
+        if self.asked {
+            core.ring.cancel_readable(self.memory);
+        }
+    }
+
+    /// True when it takes nothing more and nothing is in flight.
+    pub fn is_drained(&self) -> bool {
+        let writes = |outbound: &Outbound| outbound.writing.iter().any(Option::is_some);
+        self.draining && self.flying == 0 && !self.asked && !self.fabric.borrow().outbound.as_ref().is_some_and(writes)
+    }
+
+    /// Asks for frames when nobody has; true when it did.
+    pub fn turn(&mut self, core: &mut Core) -> bool {
+        if self.draining || self.lost || self.asked || self.flying > 0 {
+            return false;
+        }
+        if !std::mem::take(&mut self.more) {
+            core.ring.readable(Owner { memory: self.memory, slot: 0 }, self.file);
+            self.asked = true;
+            return false;
+        }
+        let mut fabric = self.fabric.borrow_mut();
+        for (slot, place) in self.reading.iter_mut().enumerate() {
+            let Some(frame) = fabric.frames.take() else { break };
+            let span = span(frame.at() - VNET_HEADER, VNET_HEADER + LARGEST);
+            *place = Some(frame);
+            let owner = Owner { memory: self.memory, slot: slot as u16 };
+            let transfer = Transfer { direction: Direction::Read, file: self.file, at: 0, start: 0, len: span.len };
+            core.ring.transfer(owner, transfer, &[span], u32::MAX);
+            self.flying += 1;
+        }
+        true
+    }
+
+    /// True when frames can be read at once.
+    pub fn has_work(&self) -> bool {
+        self.more && !self.draining && !self.lost
+    }
+
+    /// One of its operations has ended.
+    pub fn complete(&mut self, completion: &Completion) {
+        if let Operation::Readable(_) = completion.operation {
+            (self.asked, self.more) = (false, true);
+            return;
+        }
+        let slot = completion.owner.slot;
+        let mut fabric = self.fabric.borrow_mut();
+        let fabric = &mut *fabric;
+        if let Some(write) = is_write(slot) {
+            if let Some(outbound) = &mut fabric.outbound {
+                if let Some(frame) = outbound.writing.get_mut(write).and_then(Option::take) {
+                    fabric.frames.give(frame);
+                }
+                outbound.dropped += u64::from(completion.result < 0);
+            }
+        } else {
+            self.flying -= 1;
+            let Some(frame) = self.reading.get_mut(usize::from(slot)).and_then(Option::take) else { return };
+            match usize::try_from(completion.result) {
+                Ok(len) if len > 0 => {
+                    self.come.push((frame, len));
+                    self.more = true;
+                }
+                _ => fabric.frames.give(frame),
+            }
+        }
+        // EBADFD: the interface was deleted under the descriptor. EIO, while it is down, passes.
+        if completion.result == -EBADFD && !self.draining && !std::mem::replace(&mut self.lost, true) {
+            fabric.switch.uplink(false);
+            let reason = std::io::Error::from_raw_os_error(EBADFD).to_string();
+            fabric.outbox.send(FromThread(Report::UplinkLost { reason }));
+        }
+    }
+
+    /// Carries what has come to whom it is for.
+    pub fn settle(&mut self, core: &mut Core) {
+        if self.come.is_empty() || self.flying > 0 {
+            return;
+        }
+        let mut fabric = self.fabric.borrow_mut();
+        for (number, (frame, len)) in self.come.drain(..).enumerate() {
+            fabric.come_up(number, &frame, len, core);
+            fabric.held.push(frame);
+        }
+        fabric.copy_inward();
+        fabric.work(core, |_| {});
+        fabric.deliver(core);
+    }
+}
+
+const EBADFD: i32 = rustix::io::Errno::BADFD.raw_os_error();
+
+fn span(at: usize, len: usize) -> Span {
+    Span { region: RegionId::ARENA, offset: at as u32, len: len as u32 }
+}
+
+impl Fabric {
+    /// A frame has come by the uplink, with a virtio header before it.
+    fn come_up(&mut self, number: usize, frame: &FrameId, len: usize, core: &Core) {
+        let (at, Some(len)) = (frame.at(), len.checked_sub(VNET_HEADER)) else { return };
+        let mut header = [0; VNET_HEADER];
+        self.local.read(at - VNET_HEADER, &mut header);
+        let mut first = [0; HEADERS];
+        let first = &mut first[..len.min(HEADERS)];
+        self.local.read(at, first);
+        let Ok(vnet) = VnetHeader::read_from_bytes(&header) else { return };
+        let (Ok(offload), Some(headers)) = (from_vnet(&vnet), Headers::parse(first)) else { return };
+        let packet = Packet {
+            number,
+            from: PortId::UPLINK,
+            flow: self.flow(&headers),
+            head: at,
+            tag: at,
+            len: len as u32,
+            offload,
+            body: Body::Ours,
+            v6: headers.is_v6(),
+        };
+        self.route(&packet, &headers, &[], core);
+    }
+
+    /// Sends a packet out by the uplink. It lies in `frame`, which is free when it is out.
+    pub fn send_up(&mut self, packet: &Packet, tag: Tag, frame: FrameId, core: &mut Core) {
+        let len = tagged_len(packet.len, tag) as usize;
+        let start = match tag {
+            Tag::AsIs => frame.at(),
+            Tag::Strip => frame.at() + VLAN_TAG,
+            Tag::Insert(_) => frame.at() - VLAN_TAG,
+        };
+        if start != frame.at() {
+            // The two addresses move, and make room for a tag or fill its place.
+            let mut addresses = [0; 12];
+            self.local.read(frame.at(), &mut addresses);
+            self.local.write(start, &addresses);
+        }
+        if let Tag::Insert(number) = tag {
+            let [high, low] = number.to_be_bytes();
+            self.local.write(start + 12, &[0x81, 0, high, low]);
+        }
+        let mut first = [0; HEADERS];
+        let first = &mut first[..len.min(HEADERS)];
+        self.local.read(start, first);
+        let vnet = to_vnet(&packet.offload, first, len);
+        let Some(outbound) = &mut self.outbound else { return self.frames.give(frame) };
+        let Ok(vnet) = vnet else {
+            outbound.dropped += 1;
+            return self.frames.give(frame);
+        };
+        self.local.write(start, first);
+        self.local.write(start - VNET_HEADER, vnet.as_bytes());
+        let slot = outbound.writing.iter().position(Option::is_none).unwrap_or_else(|| {
+            outbound.writing.push(None);
+            outbound.writing.len() - 1
+        });
+        outbound.writing[slot] = Some(frame);
+        let span = span(start - VNET_HEADER, VNET_HEADER + len);
+        let owner = Owner { memory: outbound.memory, slot: (READS + slot) as u16 };
+        let transfer = Transfer { direction: Direction::Write, file: outbound.file, at: 0, start: 0, len: span.len };
+        core.ring.transfer(owner, transfer, &[span], u32::MAX);
+    }
+}

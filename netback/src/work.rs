@@ -1,0 +1,206 @@
+//! Packets that somebody has to work on: their receiver cannot take what their sender left to do, has no room now, or is
+//! the uplink. They have been fetched whole, and are taken in the order in which they came.
+
+use std::ops::Range;
+
+use grant::exchange::Place;
+use grant::reactor::Core;
+
+use crate::fabric::{Body, Fabric, Packet, tagged_len};
+use crate::frame::FrameId;
+use crate::offload::{self, Segments};
+use crate::packet::{Checksum, Offload};
+use crate::proto::MAX_TX_SIZE;
+use crate::receive::{Piece, Placed};
+use crate::slots::Outgoing;
+use crate::stats::Counter;
+use crate::switch::{PortId, Tag};
+
+/// One packet for one receiver.
+pub struct Work {
+    packet: Packet,
+    port: PortId,
+    tag: Tag,
+    /// The first for a packet brings its frame, and says which copies filled it.
+    pub fetched: Option<(FrameId, Range<usize>)>,
+}
+
+/// Room for what was worked out, in frames that are given back at the end of the turn.
+#[derive(Default)]
+pub struct Stage {
+    /// Where the next byte goes, and where the room ends.
+    at: usize,
+    end: usize,
+}
+
+impl Work {
+    /// The packet for this receiver.
+    pub fn new(packet: &Packet, port: PortId, tag: Tag) -> Work {
+        Work { packet: packet.clone(), port, tag, fetched: None }
+    }
+}
+
+impl Fabric {
+    /// Does all work of the turn. `failed` hears of packets whose pages could not be copied, by their `number`.
+    pub fn work(&mut self, core: &mut Core, mut failed: impl FnMut(usize)) {
+        let mut works = std::mem::take(&mut self.works);
+        let (mut frame, mut at, mut fine): (Option<FrameId>, usize, bool) = (None, 0, false);
+        for work in works.drain(..) {
+            if let Some((fetched, movements)) = work.fetched {
+                self.held.extend(frame.take());
+                fine = self.inward[movements].iter().all(|movement| movement.status.is_okay());
+                at = fetched.at();
+                frame = Some(fetched);
+                if !fine {
+                    failed(work.packet.number);
+                }
+            }
+            if !fine {
+                continue;
+            }
+            let packet = Packet { head: at, body: Body::Ours, ..work.packet };
+            if work.port != PortId::UPLINK {
+                self.give_worked(&packet, work.port, work.tag, core);
+            } else if let Some(whole) = frame.take() {
+                // The uplink is the last of a packet's receivers.
+                self.send_up(&packet, work.tag, whole, core);
+            }
+        }
+        self.held.extend(frame);
+        self.works = works;
+        self.stage = Stage::default();
+    }
+
+    /// Gives a card a packet that lies in our memory, as it is or worked on.
+    fn give_worked(&mut self, packet: &Packet, port: PortId, tag: Tag, core: &Core) {
+        let Some(vif) = self.vifs.get(port.index()).and_then(Option::as_ref) else { return };
+        let number = vif.queue_for(packet.flow);
+        let len = tagged_len(packet.len, tag);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        packet.pieces(tag, &[], &mut self.pieces);
+        scratch.clear();
+        for piece in &self.pieces {
+            if let Place::Ours(at) = piece.at {
+                let from = scratch.len();
+                scratch.resize(from + piece.len as usize, 0);
+                self.local.read(at, &mut scratch[from..]);
+            }
+        }
+        let whole = Offload { checksum: Checksum::Whole, gso: None };
+        if vif.takes(&packet.offload, packet.v6, len) {
+            self.put(port.index(), number, packet, packet.offload, &scratch, core);
+        } else if let Some(gso) = packet.offload.gso {
+            let mut segment = std::mem::take(&mut self.segment);
+            match Segments::new(&scratch, gso) {
+                Ok(mut segments) => {
+                    while let Some(_len) = segments.next_into(&mut segment) {
+                        self.put(port.index(), number, packet, whole, &segment, core);
+                    }
+                    self.count(port.index(), number, Counter::Segmented, 1);
+                }
+                Err(offload::Unfit) => self.count(port.index(), number, Counter::DroppedUnfit, 1),
+            }
+            self.segment = segment;
+        } else if offload::complete_checksum(&mut scratch).is_ok() {
+            self.count(port.index(), number, Counter::Checksums, 1);
+            self.put(port.index(), number, packet, whole, &scratch, core);
+        } else {
+            self.count(port.index(), number, Counter::DroppedUnfit, 1);
+        }
+        self.scratch = scratch;
+    }
+
+    /// Gives a card a frame that it can take: into its buffers when it has some and nobody waits, else to what waits.
+    fn put(&mut self, vif: usize, number: usize, packet: &Packet, offload: Offload, frame: &[u8], core: &Core) {
+        let Some(card) = self.vifs.get_mut(vif).and_then(Option::as_mut).filter(|card| !card.closed) else { return };
+        let (holds, headroom) = (card.holds(frame.len() as u32), card.features.xdp_headroom);
+        let ready = card.receiving.as_mut().is_none_or(|bucket| bucket.is_ready(core.now));
+        let Some(queue) = card.queues.get_mut(number).and_then(Option::as_mut) else { return };
+        if !holds || frame.len() > MAX_TX_SIZE {
+            return queue.count(Counter::DroppedUnfit, 1);
+        }
+        let outgoing = Outgoing { len: frame.len() as u32, offload, hash: None, headroom };
+        let room = queue.rx.posted();
+        if ready && queue.backlog.is_empty() && room.is_ok_and(|room| room >= outgoing.count()) {
+            let Some(at) = self.stage(frame) else { return self.count(vif, number, Counter::DroppedMemory, 1) };
+            return self.place(vif, number, &outgoing, at);
+        }
+        let dropped = queue.backlog.push(packet.flow, offload, packet.v6, frame, core.now);
+        queue.count(Counter::DroppedNoRoom, dropped as u64);
+        queue.count(Counter::Queued, 1);
+    }
+
+    /// Gives a card what waits for it, as far as it has room. True when something went.
+    pub fn drain(&mut self, vif: usize, number: usize, core: &mut Core) -> bool {
+        let mut went = false;
+        while let Some(card) = self.vifs.get_mut(vif).and_then(Option::as_mut).filter(|card| !card.closed) {
+            let ready = card.receiving.as_mut().is_none_or(|bucket| bucket.is_ready(core.now));
+            let headroom = card.features.xdp_headroom;
+            let Some(queue) = card.queues.get_mut(number).and_then(Option::as_mut) else { break };
+            queue.looked = core.now;
+            let Some(wanted) = queue.wanted(headroom, core.now) else { break };
+            let room = match queue.rx.posted() {
+                Ok(room) => room,
+                Err(broken) => {
+                    self.broken(vif, format!("receive queue {number}: {broken}"));
+                    break;
+                }
+            };
+            if !ready || room < wanted {
+                let stale = queue.backlog.waits_since().is_some_and(|since| crate::vif::is_stale(since, core.now));
+                if ready && stale {
+                    let dropped = queue.backlog.clear();
+                    queue.count(Counter::DroppedNoRoom, dropped as u64);
+                }
+                break;
+            }
+            let mut scratch = std::mem::take(&mut self.scratch);
+            scratch.clear();
+            let offload = queue.backlog.first(core.now, &mut 0).map_or_else(Offload::default, |first| first.offload);
+            queue.backlog.read(|_, part| scratch.extend_from_slice(part));
+            let staged = self.stage(&scratch);
+            let len = scratch.len() as u32;
+            self.scratch = scratch;
+            // No memory now: what was placed so far is delivered, and gives it back.
+            let Some(at) = staged else { break };
+            if let Some(queue) = self.queue(vif, number) {
+                queue.backlog.pop();
+            }
+            self.place(vif, number, &Outgoing { len, offload, hash: None, headroom }, at);
+            went = true;
+        }
+        if went {
+            self.stage = Stage::default();
+            self.deliver(core);
+        }
+        went
+    }
+
+    /// Copies a frame to our memory, where it stays until the end of the turn.
+    fn stage(&mut self, frame: &[u8]) -> Option<usize> {
+        if self.stage.end - self.stage.at < frame.len() {
+            let place = self.frames.take()?;
+            self.stage = Stage { at: place.at(), end: place.at() + MAX_TX_SIZE + 1 };
+            self.held.push(place);
+        }
+        let at = self.stage.at;
+        self.local.write(at, frame);
+        self.stage.at += frame.len();
+        Some(at)
+    }
+
+    /// Places a frame that lies in our memory; there is room for it.
+    fn place(&mut self, vif: usize, number: usize, outgoing: &Outgoing, at: usize) {
+        let pieces = [Piece { at: Place::Ours(at), len: outgoing.len }];
+        let Some(card) = self.vifs.get_mut(vif).and_then(Option::as_mut) else { return };
+        if let Some(bucket) = &mut card.receiving {
+            bucket.take(outgoing.len as usize);
+        }
+        let Some(queue) = card.queues.get_mut(number).and_then(Option::as_mut) else { return };
+        match queue.rx.place(outgoing, &pieces, &mut self.outward) {
+            Ok(Placed::Yes) => self.dirty(vif, number),
+            Ok(Placed::NoSlots) => queue.count(Counter::DroppedNoRoom, 1),
+            Err(broken) => self.broken(vif, format!("receive queue {number}: {broken}")),
+        }
+    }
+}
