@@ -4,3 +4,4 @@
 
 pub mod blkfront;
 pub mod hostile;
+pub mod netfront;

@@ -57,6 +57,8 @@ pub struct Fabric {
     pub works: Vec<Work>,
     /// Receivers with something placed: card and queue.
     pub dirty: Vec<(usize, usize)>,
+    /// Receivers for which something waits since this turn.
+    pub waiting: Vec<(usize, usize)>,
     /// Frames to be given back at the end of the turn.
     pub held: Vec<FrameId>,
     /// To control.
@@ -130,6 +132,7 @@ impl Fabric {
             outward: Vec::with_capacity(4096),
             works: Vec::with_capacity(1024),
             dirty: Vec::with_capacity(64),
+            waiting: Vec::with_capacity(64),
             held: Vec::with_capacity(crate::frame::FRAMES),
             outbox,
             batch: Batch::new(256),
@@ -304,6 +307,9 @@ impl Fabric {
         for &(vif, number) in &dirty {
             let Some(queue) = self.vifs[vif].as_mut().and_then(|vif| vif.queues[number].as_mut()) else { continue };
             queue.behind = false;
+            if !queue.backlog.is_empty() && !self.waiting.contains(&(vif, number)) {
+                self.waiting.push((vif, number));
+            }
             if !queue.rx.is_dirty() {
                 continue;
             }

@@ -169,13 +169,13 @@ impl Station {
     }
 
     fn detach(&mut self, reactor: &mut Reactor<Port>, vif: VifName) {
-        if let Some(at) = self.fabric.borrow().find(vif) {
-            if let Some(card) = self.fabric.borrow_mut().vifs[at].as_mut() {
-                card.closed = true;
-            }
-        } else {
-            return self.report(Report::Closed { vif });
+        let mut fabric = self.fabric.borrow_mut();
+        let at = fabric.find(vif);
+        match at.and_then(|at| fabric.vifs[at].as_mut()) {
+            Some(card) => card.closed = true,
+            None => return self.report(Report::Closed { vif }),
         }
+        drop(fabric);
         for queue in reactor.queues() {
             if let Port::Card(queue) = queue
                 && queue.name == vif

@@ -92,6 +92,7 @@ impl Fabric {
         self.work(core, |number| statuses[number] = NETIF_RSP_ERROR);
         self.statuses = statuses;
         self.deliver(core);
+        self.ask(core);
     }
 
     /// Brings the first bytes of all packets here, in one grant copy.

@@ -180,6 +180,7 @@ impl Uplink {
         fabric.copy_inward();
         fabric.work(core, |_| {});
         fabric.deliver(core);
+        fabric.ask(core);
     }
 }
 

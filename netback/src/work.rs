@@ -128,6 +128,22 @@ impl Fabric {
         let dropped = queue.backlog.push(packet.flow, offload, packet.v6, frame, core.now);
         queue.count(Counter::DroppedNoRoom, dropped as u64);
         queue.count(Counter::Queued, 1);
+        self.dirty(vif, number);
+    }
+
+    /// Asks those for whom something waits since this turn to tell when they have room, which may be now: they may have
+    /// been asleep for long.
+    pub fn ask(&mut self, core: &mut Core) {
+        while let Some((vif, number)) = self.waiting.pop() {
+            let Some(card) = self.vifs.get_mut(vif).and_then(Option::as_mut) else { continue };
+            let ready = card.receiving.as_mut().is_none_or(|bucket| bucket.is_ready(core.now));
+            let headroom = card.features.xdp_headroom;
+            let Some(queue) = card.queues.get_mut(number).and_then(Option::as_mut) else { continue };
+            let wanted = queue.wanted(headroom, core.now).filter(|_| ready);
+            if wanted.is_some_and(|wanted| queue.rx.wants(wanted).unwrap_or(true)) {
+                self.drain(vif, number, core);
+            }
+        }
     }
 
     /// Gives a card what waits for it, as far as it has room. True when something went.

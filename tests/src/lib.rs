@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod headers;
+pub mod network;
 pub mod skip;
 pub mod world;

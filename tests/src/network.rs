@@ -1,0 +1,232 @@
+//! A network inside one test process: guests with real frontends, and a worker of the real backend between them.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use frontend::netfront::{Options, Queue, Received};
+use grant::DomId;
+use grant::embedded::{self, Domain, ForeignExchange, GuestMemory};
+use grant::meter::Meter;
+use netback::config::{Allow, Connect, Negotiated, Rate, VifName, VifParams};
+use netback::device::{Report, ThreadParts, VifParts, Worker};
+use netback::packet::Mac;
+use netback::stats::{Stats, snapshot};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::world::World;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A network and the process that would serve it.
+pub struct Network {
+    /// The host.
+    pub world: World,
+    /// The backend.
+    pub worker: Worker,
+    /// Read end of its fence.
+    pub fence: OwnedFd,
+    guests: Vec<(Domain, GuestMemory)>,
+}
+
+/// What a card is like.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// Its frontend.
+    pub options: Options,
+    /// See [`VifParams`].
+    pub vlan: Option<u16>,
+    /// See [`VifParams`].
+    pub mtu: u16,
+    /// See [`VifParams`].
+    pub rate: Option<Rate>,
+    /// See [`VifParams`].
+    pub allow: Allow,
+    /// See [`VifParams`].
+    pub addresses: Vec<std::net::IpAddr>,
+    /// Its address, where it is not that of its number.
+    pub mac: Option<Mac>,
+}
+
+impl Default for Card {
+    fn default() -> Card {
+        Card {
+            options: Options::default(),
+            vlan: None,
+            mtu: 1500,
+            rate: None,
+            allow: Allow::default(),
+            addresses: Vec::new(),
+            mac: None,
+        }
+    }
+}
+
+/// A card with both its ends.
+pub struct Vif {
+    /// Its name.
+    pub name: VifName,
+    /// Its address.
+    pub mac: Mac,
+    /// The guest's queues.
+    pub queues: Vec<Queue>,
+    meter: Meter,
+}
+
+impl Network {
+    /// Nobody is there yet.
+    pub fn new() -> Network {
+        Network::with_uplink(None)
+    }
+
+    /// The same with an uplink.
+    pub fn with_uplink(uplink: Option<OwnedFd>) -> Network {
+        let world = World::new();
+        let (fence, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let parts = ThreadParts { fence: write_end, exchange: Box::<ForeignExchange>::default() };
+        let worker = Worker::start(uplink, parts).unwrap();
+        Network { world, worker, fence, guests: Vec::new() }
+    }
+
+    /// A new guest with one card.
+    ///
+    /// # Panics
+    /// When it cannot be served.
+    pub fn vif(&mut self, card: &Card) -> Vif {
+        self.try_vif(card).unwrap_or_else(|reason| panic!("{reason}"))
+    }
+
+    /// A new guest with one card, or why not.
+    ///
+    /// # Errors
+    /// The worker's reason.
+    pub fn try_vif(&mut self, card: &Card) -> Result<Vif, String> {
+        let number = self.guests.len() as u8 + 1;
+        let (domain, memory) = self.world.another_guest(&format!("g{number}"));
+        let domid = domain.domid;
+        let name = VifName { guest: domid.0, devid: 0 };
+        let service = self.world.service.domid;
+        let queue = |_| {
+            Queue::new(Box::new(memory.clone()), Box::new(self.world.ports(domid)), service, &card.options).unwrap()
+        };
+        let queues: Vec<Queue> = (0..card.options.queues).map(queue).collect();
+        let mac = card.mac.unwrap_or(Mac([0, 0x16, 0x3E, 0, 0, number]));
+        let connect = Connect {
+            vif: name,
+            negotiated: Negotiated {
+                queues: queues.iter().map(Queue::keys).collect(),
+                control: None,
+                features: card.options.features(),
+            },
+            params: VifParams {
+                mac,
+                addresses: card.addresses.clone(),
+                vlan: card.vlan,
+                mtu: card.mtu,
+                rate: card.rate,
+                allow: card.allow,
+            },
+        };
+        self.guests.push((domain, memory));
+        let meter = Meter::create(queues.len()).unwrap();
+        let parts = VifParts {
+            events: Box::new(self.world.ports(service)),
+            meter: meter.try_clone().unwrap(),
+            grants: embedded::connect(self.world.dir.path(), service).unwrap(),
+        };
+        self.worker.connect(connect, parts).unwrap();
+        match self.report() {
+            Report::Connected { vif } if vif == name => {
+                Ok(Vif { name, mac, queues, meter: Meter::open(meter).unwrap() })
+            }
+            Report::Failed { reason, .. } => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for what the worker says.
+    ///
+    /// # Panics
+    /// When it says nothing.
+    pub fn report(&mut self) -> Report {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(report) = self.worker.next_report() {
+                return report;
+            }
+            assert!(Instant::now() < deadline, "the worker says nothing");
+            let timeout = Timespec { tv_sec: 1, tv_nsec: 0 };
+            poll(&mut [PollFd::from_borrowed_fd(self.worker.fd(), PollFlags::IN)], Some(&timeout)).unwrap();
+        }
+    }
+
+    /// Disconnects a card: the backend has let go of everything.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub fn close(&mut self, vif: Vif) {
+        self.worker.disconnect(vif.name);
+        while !matches!(self.report(), Report::Closed { vif: name } if name == vif.name) {}
+        for queue in vif.queues {
+            queue.close().expect("nothing is mapped any more");
+        }
+    }
+
+    /// Grants of a guest's that the backend has mapped.
+    pub fn active_grants(&self, guest: u16) -> u32 {
+        embedded::usage(self.world.dir.path(), DomId(guest)).unwrap().active_grants
+    }
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        Network::new()
+    }
+}
+
+impl Vif {
+    /// Its counters.
+    pub fn stats(&self) -> Stats {
+        snapshot(&self.meter)
+    }
+
+    /// Waits for a packet, on any queue.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub fn receive(&mut self) -> Received {
+        self.receive_within(PATIENCE).expect("a packet")
+    }
+
+    /// Waits for a packet, on any queue, for some time.
+    pub fn receive_within(&mut self, patience: Duration) -> Option<Received> {
+        let deadline = Instant::now() + patience;
+        loop {
+            for queue in &mut self.queues {
+                if let Some(received) = queue.receive().unwrap() {
+                    return Some(received);
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let share = if self.queues.len() == 1 { left } else { left.min(Duration::from_millis(2)) };
+            for queue in &mut self.queues {
+                queue.wait(share).unwrap();
+            }
+        }
+    }
+
+    /// Waits until all that was sent by a queue is answered.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn answered(&mut self, queue: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.queues[queue].unanswered().unwrap() > 0 {
+            assert!(Instant::now() < deadline, "packets are not answered");
+            self.queues[queue].wait(Duration::from_millis(100)).unwrap();
+        }
+    }
+}
