@@ -67,6 +67,8 @@ pub struct Fabric {
     pub batch: Batch,
     /// See `batch`.
     pub statuses: Vec<i16>,
+    /// The copies that each packet of the turn was placed with, in `outward`.
+    pub direct: Vec<Range<usize>>,
     /// Scratch: where a packet is.
     pub pieces: Vec<Piece>,
     /// Scratch: a frame that is worked on, and a part of it.
@@ -137,6 +139,7 @@ impl Fabric {
             outbox,
             batch: Batch::new(256),
             statuses: Vec::with_capacity(256),
+            direct: Vec::with_capacity(256),
             pieces: Vec::with_capacity(32),
             scratch: Vec::with_capacity(MAX_TX_SIZE + VLAN_TAG),
             segment: Vec::with_capacity(MAX_TX_SIZE + VLAN_TAG),
@@ -302,7 +305,17 @@ impl Fabric {
 
     /// Makes the copies to guests and answers all who got something.
     pub fn deliver(&mut self, core: &mut Core) {
+        self.copy_outward();
+        self.answer(core);
+    }
+
+    /// Makes the copies to guests. What failed says so itself.
+    pub fn copy_outward(&mut self) {
         copy(self.exchange.as_mut(), &self.local, &mut self.outward);
+    }
+
+    /// Answers all who got something, and gives the memory of the turn back.
+    pub fn answer(&mut self, core: &mut Core) {
         let dirty = std::mem::take(&mut self.dirty);
         for &(vif, number) in &dirty {
             let Some(queue) = self.vifs[vif].as_mut().and_then(|vif| vif.queues[number].as_mut()) else { continue };

@@ -89,15 +89,7 @@ impl CardQueue {
     }
 
     fn account(&mut self, system_calls: u64) {
-        let mut fabric = self.fabric.borrow_mut();
-        let counts = fabric.exchange.counts();
-        let before = std::mem::replace(&mut fabric.counted, counts);
-        if let Some(queue) = fabric.queue(self.vif, self.number) {
-            let copies = counts.copy_calls - before.copy_calls;
-            queue.count(Counter::SystemCalls, system_calls + copies);
-            queue.count(Counter::CopyCalls, copies);
-            queue.count(Counter::SegmentsCopied, counts.segments_copied - before.segments_copied);
-        }
+        self.fabric.borrow_mut().count(self.vif, self.number, Counter::SystemCalls, system_calls);
     }
 }
 

@@ -42,9 +42,9 @@ pub enum Counter {
     NotifiedIn,
     /// Notifications sent to the guest.
     NotifiedOut,
-    /// System calls of the network's thread while this queue kept it busy.
+    /// System calls of the network's thread while this queue kept it busy, grant copies included.
     SystemCalls,
-    /// Calls of grant copy, the same way.
+    /// Calls of grant copy for what this queue sent.
     CopyCalls,
     /// Segments they carried.
     SegmentsCopied,

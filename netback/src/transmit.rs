@@ -69,30 +69,48 @@ impl Fabric {
 
     /// Carries the packets of a batch to whom they are for, and notes the status of each.
     fn carry(&mut self, vif: usize, number: usize, batch: &Batch, core: &mut Core) {
+        self.direct.clear();
         self.statuses.clear();
         self.statuses.resize(batch.packets.len(), NETIF_RSP_OKAY);
         self.fetch_heads(vif, batch);
         for (at, packet) in batch.packets.iter().enumerate() {
+            let placed = self.outward.len();
             let status = match packet.kind {
                 Kind::Frame if self.statuses[at] == NETIF_RSP_OKAY => self.judge(vif, number, at, packet, batch, core),
-                Kind::Frame => {
-                    self.count(vif, number, Counter::SentErrors, 1);
-                    NETIF_RSP_ERROR
-                }
+                Kind::Frame | Kind::Malformed(_) => NETIF_RSP_ERROR,
                 Kind::Multicast { add, group } => self.multicast(vif, add, group),
-                Kind::Malformed(_) => {
-                    self.count(vif, number, Counter::SentErrors, 1);
-                    NETIF_RSP_ERROR
-                }
             };
             self.statuses[at] = status;
+            self.direct.push(placed..self.outward.len());
         }
         self.copy_inward();
         let mut statuses = std::mem::take(&mut self.statuses);
         self.work(core, |number| statuses[number] = NETIF_RSP_ERROR);
+        self.copy_outward();
+        for (status, direct) in statuses.iter_mut().zip(&self.direct) {
+            // Whose page it was that could not be had is not known here: the receiver has its own answer.
+            if self.outward[direct.clone()].iter().any(|movement| !movement.status.is_okay()) {
+                *status = NETIF_RSP_ERROR;
+            }
+        }
+        let errors = statuses.iter().filter(|&&status| status == NETIF_RSP_ERROR).count();
         self.statuses = statuses;
-        self.deliver(core);
+        self.answer(core);
         self.ask(core);
+        self.count(vif, number, Counter::SentErrors, errors as u64);
+        self.count_copies(vif, number);
+    }
+
+    /// Puts the grant copies since last time on a queue's account.
+    fn count_copies(&mut self, vif: usize, number: usize) {
+        let counts = self.exchange.counts();
+        let before = std::mem::replace(&mut self.counted, counts);
+        let copies = counts.copy_calls - before.copy_calls;
+        if let Some(queue) = self.queue(vif, number) {
+            queue.count(Counter::SystemCalls, copies);
+            queue.count(Counter::CopyCalls, copies);
+            queue.count(Counter::SegmentsCopied, counts.segments_copied - before.segments_copied);
+        }
     }
 
     /// Brings the first bytes of all packets here, in one grant copy.

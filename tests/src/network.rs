@@ -3,13 +3,15 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use frontend::hostile::CardQueue;
 use frontend::netfront::{Options, Queue, Received};
-use grant::DomId;
 use grant::embedded::{self, Domain, ForeignExchange, GuestMemory};
 use grant::meter::Meter;
-use netback::config::{Allow, Connect, Negotiated, Rate, VifName, VifParams};
+use grant::{Access, DomId, Granted};
+use netback::config::{Allow, Connect, Negotiated, QueueKeys, Rate, VifName, VifParams};
 use netback::device::{Report, ThreadParts, VifParts, Worker};
 use netback::packet::Mac;
+use netback::proto::NetifTxResponse;
 use netback::stats::{Stats, snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -73,6 +75,57 @@ pub struct Vif {
     meter: Meter,
 }
 
+/// A card whose frontend means harm.
+pub struct Hostile {
+    /// Its name.
+    pub name: VifName,
+    /// Its address.
+    pub mac: Mac,
+    /// The guest's end.
+    pub queue: CardQueue,
+    /// The backend's domain.
+    pub service: DomId,
+    meter: Meter,
+}
+
+impl Hostile {
+    /// Its counters.
+    pub fn stats(&self) -> Stats {
+        snapshot(&self.meter)
+    }
+
+    /// Pages granted to the backend.
+    pub fn pages(&mut self, count: usize, access: Access) -> Granted {
+        self.queue.grants.grant(self.service, count, access).unwrap()
+    }
+
+    /// Puts slots into the transmit ring and tells the backend.
+    pub fn transmit(&mut self, slots: &[[u8; 12]]) {
+        self.queue.tx.put(slots.iter().map(|slot| &slot[..]));
+        self.queue.notify().unwrap();
+    }
+
+    /// Waits for so many answers in the transmit ring.
+    ///
+    /// # Panics
+    /// When they do not come.
+    pub fn answers(&mut self, count: usize) -> Vec<NetifTxResponse> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut answers = Vec::new();
+        while answers.len() < count {
+            if self.queue.tx.ring.unconsumed().unwrap() == 0 {
+                assert!(Instant::now() < deadline, "{} of {count} answers", answers.len());
+                std::thread::yield_now();
+                continue;
+            }
+            let mut bytes = [0; 4];
+            self.queue.tx.ring.take(&mut bytes);
+            answers.push(zerocopy::transmute!(bytes));
+        }
+        answers
+    }
+}
+
 impl Network {
     /// Nobody is there yet.
     pub fn new() -> Network {
@@ -110,14 +163,41 @@ impl Network {
             Queue::new(Box::new(memory.clone()), Box::new(self.world.ports(domid)), service, &card.options).unwrap()
         };
         let queues: Vec<Queue> = (0..card.options.queues).map(queue).collect();
+        let keys = queues.iter().map(Queue::keys).collect();
         let mac = card.mac.unwrap_or(Mac([0, 0x16, 0x3E, 0, 0, number]));
+        let meter = self.connect(name, mac, keys, card, (domain, memory))?;
+        Ok(Vif { name, mac, queues, meter })
+    }
+
+    /// A new guest whose card is driven by hand, or why not.
+    ///
+    /// # Errors
+    /// The worker's reason.
+    pub fn hostile(&mut self, card: &Card) -> Result<Hostile, String> {
+        let number = self.guests.len() as u8 + 1;
+        let (domain, memory) = self.world.another_guest(&format!("g{number}"));
+        let domid = domain.domid;
+        let name = VifName { guest: domid.0, devid: 0 };
+        let service = self.world.service.domid;
+        let queue = CardQueue::new(Box::new(memory.clone()), Box::new(self.world.ports(domid)), service).unwrap();
+        let mac = card.mac.unwrap_or(Mac([0, 0x16, 0x3E, 0, 0, number]));
+        let meter = self.connect(name, mac, vec![queue.keys()], card, (domain, memory))?;
+        Ok(Hostile { name, mac, queue, service, meter })
+    }
+
+    fn connect(
+        &mut self,
+        name: VifName,
+        mac: Mac,
+        queues: Vec<QueueKeys>,
+        card: &Card,
+        guest: (Domain, GuestMemory),
+    ) -> Result<Meter, String> {
+        let service = self.world.service.domid;
+        let meter = Meter::create(queues.len()).unwrap();
         let connect = Connect {
             vif: name,
-            negotiated: Negotiated {
-                queues: queues.iter().map(Queue::keys).collect(),
-                control: None,
-                features: card.options.features(),
-            },
+            negotiated: Negotiated { queues, control: None, features: card.options.features() },
             params: VifParams {
                 mac,
                 addresses: card.addresses.clone(),
@@ -127,8 +207,7 @@ impl Network {
                 allow: card.allow,
             },
         };
-        self.guests.push((domain, memory));
-        let meter = Meter::create(queues.len()).unwrap();
+        self.guests.push(guest);
         let parts = VifParts {
             events: Box::new(self.world.ports(service)),
             meter: meter.try_clone().unwrap(),
@@ -136,9 +215,7 @@ impl Network {
         };
         self.worker.connect(connect, parts).unwrap();
         match self.report() {
-            Report::Connected { vif } if vif == name => {
-                Ok(Vif { name, mac, queues, meter: Meter::open(meter).unwrap() })
-            }
+            Report::Connected { vif } if vif == name => Ok(Meter::open(meter).unwrap()),
             Report::Failed { reason, .. } => Err(reason),
             other => panic!("{other:?}"),
         }

@@ -3,8 +3,10 @@
 //!
 //! Nothing here waits or decides: a test says what to do, step by step.
 
+mod card;
 mod keys;
 mod queue;
 
+pub use card::{CardQueue, Ring};
 pub use keys::Keys;
 pub use queue::{Index, Queue, write_segments};

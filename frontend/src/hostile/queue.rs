@@ -27,7 +27,7 @@ impl Index {
     /// All of them.
     pub const ALL: [Index; 4] = [Index::ReqProd, Index::ReqEvent, Index::RspProd, Index::RspEvent];
 
-    fn at(self) -> usize {
+    pub(super) fn at(self) -> usize {
         match self {
             Index::ReqProd => 0,
             Index::ReqEvent => 4,

@@ -1,6 +1,7 @@
 //! Network cards through the real backend, in one process: from one guest's ring to another's.
 
 mod frames;
+mod hostile;
 mod passing;
 mod rules;
 mod waiting;
