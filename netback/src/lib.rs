@@ -7,6 +7,7 @@ pub mod device;
 mod fabric;
 mod frame;
 pub mod headers;
+pub mod keys;
 pub mod limit;
 pub mod multicast;
 pub mod offload;
