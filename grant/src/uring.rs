@@ -10,10 +10,11 @@
 
 mod buffers;
 mod entries;
+mod waits;
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -431,47 +432,6 @@ impl Uring {
             Operation::Timeout | Operation::Poll(_) | Operation::Cancel | Operation::Readable(_) => {
                 debug_assert!(false, "not to be repeated")
             }
-        }
-    }
-
-    /// Completes after `delay`.
-    pub fn timeout(&mut self, owner: Owner, delay: Duration) {
-        if self.timeouts.len() == self.timeouts.capacity() {
-            self.submit();
-        }
-        self.make_room();
-        self.timeouts.push(types::Timespec::from(delay));
-        let entry = opcode::Timeout::new(self.timeouts.last().expect("just pushed")).build();
-        self.push_on(owner, Operation::Timeout, entry, None);
-    }
-
-    /// Completes when `fd`, which the thread keeps open, is readable. `number` comes back in the operation.
-    pub fn poll(&mut self, number: u32, fd: BorrowedFd<'_>) {
-        let entry = opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), libc::POLLIN as u32).build();
-        self.push(Owner { memory: THREAD, slot: 0 }, Operation::Poll(number), entry);
-    }
-
-    /// Completes when there is something to read from the file.
-    pub fn readable(&mut self, owner: Owner, file: FileSlot) {
-        let entry = opcode::PollAdd::new(types::Fixed(file.0), libc::POLLIN as u32).build();
-        self.push(owner, Operation::Readable(file), entry);
-    }
-
-    /// Ends a poll, and with it the ring's hold on the descriptor; its completion still comes.
-    pub fn cancel_poll(&mut self, number: u32) {
-        let is_it = |it: &Option<InFlight>| it.is_some_and(|it| it.operation == Operation::Poll(number));
-        if let Some(at) = self.flying.iter().position(is_it) {
-            let entry = opcode::PollRemove::new(at as u64).build();
-            self.push(Owner { memory: THREAD, slot: 0 }, Operation::Cancel, entry);
-        }
-    }
-
-    /// Ends a queue's wait for a file; its completion still comes.
-    pub fn cancel_readable(&mut self, memory: MemoryId) {
-        let is_it = |it: &InFlight| it.owner.memory == memory && matches!(it.operation, Operation::Readable(_));
-        if let Some(at) = self.flying.iter().position(|it| it.as_ref().is_some_and(is_it)) {
-            let entry = opcode::PollRemove::new(at as u64).build();
-            self.push(Owner { memory: THREAD, slot: 0 }, Operation::Cancel, entry);
         }
     }
 

@@ -104,13 +104,24 @@ pub struct Gso {
     pub size: u16,
 }
 
-/// The work on a frame that is still to be done, and a hash that goes with it.
+/// The work on a frame that is still to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
     /// Its checksum; [`Checksum::Blank`] whenever there is a `gso`.
     pub checksum: Checksum,
     /// Its segments.
     pub gso: Option<Gso>,
+}
+
+/// A hash that goes with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash {
+    /// `XEN_NETIF_CTRL_HASH_ALGORITHM_*`.
+    pub algorithm: u8,
+    /// `_XEN_NETIF_CTRL_HASH_TYPE_*`, a bit number.
+    pub kind: u8,
+    /// The value.
+    pub value: u32,
 }
 
 #[cfg(test)]

@@ -3,19 +3,8 @@
 
 use grant::PAGE_SIZE;
 
-use crate::packet::{Checksum, GsoKind, Offload};
+use crate::packet::{Checksum, GsoKind, Hash, Offload};
 use crate::proto::{self, NetifExtraInfo};
-
-/// A hash that goes with a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hash {
-    /// `XEN_NETIF_CTRL_HASH_ALGORITHM_*`.
-    pub algorithm: u8,
-    /// `_XEN_NETIF_CTRL_HASH_TYPE_*`, a bit number.
-    pub kind: u8,
-    /// The value.
-    pub value: u32,
-}
 
 /// A packet as a receiver is to get it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

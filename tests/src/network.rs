@@ -4,11 +4,11 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use frontend::hostile::CardQueue;
-use frontend::netfront::{Options, Queue, Received};
+use frontend::netfront::{Options, Queue, Received, RingKeys};
 use grant::embedded::{self, Domain, ForeignExchange, GuestMemory};
 use grant::meter::Meter;
 use grant::{Access, DomId, Granted};
-use netback::config::{Allow, Connect, Negotiated, QueueKeys, Rate, VifName, VifParams};
+use netback::config::{Allow, Connect, Features, Negotiated, QueueKeys, Rate, VifName, VifParams};
 use netback::device::{Report, ThreadParts, VifParts, Worker};
 use netback::packet::Mac;
 use netback::proto::NetifTxResponse;
@@ -163,7 +163,7 @@ impl Network {
             Queue::new(Box::new(memory.clone()), Box::new(self.world.ports(domid)), service, &card.options).unwrap()
         };
         let queues: Vec<Queue> = (0..card.options.queues).map(queue).collect();
-        let keys = queues.iter().map(Queue::keys).collect();
+        let keys = queues.iter().map(|queue| keys(&queue.keys())).collect();
         let mac = card.mac.unwrap_or(Mac([0, 0x16, 0x3E, 0, 0, number]));
         let meter = self.connect(name, mac, keys, card, (domain, memory))?;
         Ok(Vif { name, mac, queues, meter })
@@ -181,7 +181,7 @@ impl Network {
         let service = self.world.service.domid;
         let queue = CardQueue::new(Box::new(memory.clone()), Box::new(self.world.ports(domid)), service).unwrap();
         let mac = card.mac.unwrap_or(Mac([0, 0x16, 0x3E, 0, 0, number]));
-        let meter = self.connect(name, mac, vec![queue.keys()], card, (domain, memory))?;
+        let meter = self.connect(name, mac, vec![keys(&queue.keys())], card, (domain, memory))?;
         Ok(Hostile { name, mac, queue, service, meter })
     }
 
@@ -197,7 +197,7 @@ impl Network {
         let meter = Meter::create(queues.len()).unwrap();
         let connect = Connect {
             vif: name,
-            negotiated: Negotiated { queues, control: None, features: card.options.features() },
+            negotiated: Negotiated { queues, control: None, features: features(&card.options) },
             params: VifParams {
                 mac,
                 addresses: card.addresses.clone(),
@@ -305,5 +305,28 @@ impl Vif {
             assert!(Instant::now() < deadline, "packets are not answered");
             self.queues[queue].wait(Duration::from_millis(100)).unwrap();
         }
+    }
+}
+
+/// As the supervisor would have read them.
+fn keys(keys: &RingKeys) -> QueueKeys {
+    QueueKeys {
+        tx_ring_ref: keys.tx_ring_ref,
+        rx_ring_ref: keys.rx_ring_ref,
+        event_channel_tx: keys.tx_port,
+        event_channel_rx: keys.rx_port,
+    }
+}
+
+fn features(options: &Options) -> Features {
+    Features {
+        scatter_gather: options.scatter_gather,
+        gso_tcpv4: options.gso_tcpv4,
+        gso_tcpv6: options.gso_tcpv6,
+        checksum_ipv4: options.checksum_ipv4,
+        checksum_ipv6: options.checksum_ipv6,
+        rx_notify: options.rx_notify,
+        multicast_control: options.multicast_control,
+        xdp_headroom: 0,
     }
 }

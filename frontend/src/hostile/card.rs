@@ -4,10 +4,10 @@ use std::io;
 
 use grant::ring::{FrontRing, SLOTS_AT};
 use grant::{Access, DomId, EventChannel, GrantAccess, Granted, Port};
-use netback::config::QueueKeys;
 use netback::proto::{NetifRxRequest, NetifTxRequest};
 
 use super::queue::Index;
+use crate::netfront::RingKeys;
 
 /// One ring and its page.
 pub struct Ring {
@@ -86,14 +86,9 @@ impl CardQueue {
     }
 
     /// What the backend must be told.
-    pub fn keys(&self) -> QueueKeys {
+    pub fn keys(&self) -> RingKeys {
         let gref = |ring: &Ring| ring.memory.refs[0].0;
-        QueueKeys {
-            tx_ring_ref: gref(&self.tx),
-            rx_ring_ref: gref(&self.rx),
-            event_channel_tx: self.port.0,
-            event_channel_rx: None,
-        }
+        RingKeys { tx_ring_ref: gref(&self.tx), rx_ring_ref: gref(&self.rx), tx_port: self.port.0, rx_port: None }
     }
 
     /// Tells the backend, asked or not.

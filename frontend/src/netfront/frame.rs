@@ -1,7 +1,6 @@
 //! A packet on its way to the backend, and one that came from it.
 
-use netback::packet::{Mac, Offload};
-use netback::slots::Hash;
+use netback::packet::{Hash, Mac, Offload};
 
 /// A packet to be sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,4 +8,4 @@ mod transmit;
 
 pub use frame::{Frame, Received};
 pub use options::Options;
-pub use queue::{Counts, Fault, Queue};
+pub use queue::{Counts, Fault, Queue, RingKeys};

@@ -1,7 +1,5 @@
 //! What a frontend offers and asks for.
 
-use netback::config::Features;
-
 /// Choices of a frontend. The default is what Linux does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -43,22 +41,6 @@ impl Default for Options {
             multicast_control: false,
             buffers: 256,
             first_index: 0,
-        }
-    }
-}
-
-impl Options {
-    /// What the backend is told of them.
-    pub fn features(&self) -> Features {
-        Features {
-            scatter_gather: self.scatter_gather,
-            gso_tcpv4: self.gso_tcpv4,
-            gso_tcpv6: self.gso_tcpv6,
-            checksum_ipv4: self.checksum_ipv4,
-            checksum_ipv6: self.checksum_ipv6,
-            rx_notify: self.rx_notify,
-            multicast_control: self.multicast_control,
-            xdp_headroom: 0,
         }
     }
 }

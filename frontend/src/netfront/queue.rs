@@ -4,7 +4,6 @@ use std::io;
 use std::time::Duration;
 
 use grant::{Access, DomId, EventChannel, GrantAccess, Granted, Port};
-use netback::config::QueueKeys;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::frame::{Frame, Received};
@@ -35,6 +34,19 @@ pub struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the backend broke the protocol: {0}")]
 pub struct Fault(pub String);
+
+/// What the backend must be told of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingKeys {
+    /// The page of the transmit ring.
+    pub tx_ring_ref: u32,
+    /// The page of the receive ring.
+    pub rx_ring_ref: u32,
+    /// The port of the transmit ring, or of both.
+    pub tx_port: u32,
+    /// The port of the receive ring, where it has its own.
+    pub rx_port: Option<u32>,
+}
 
 /// One queue of a card.
 pub struct Queue {
@@ -82,12 +94,12 @@ impl Queue {
     }
 
     /// What the backend must be told.
-    pub fn keys(&self) -> QueueKeys {
-        QueueKeys {
+    pub fn keys(&self) -> RingKeys {
+        RingKeys {
             tx_ring_ref: self.tx.ring_ref(),
             rx_ring_ref: self.rx.ring_ref(),
-            event_channel_tx: self.tx_port.0,
-            event_channel_rx: self.rx_port.map(|port| port.0),
+            tx_port: self.tx_port.0,
+            rx_port: self.rx_port.map(|port| port.0),
         }
     }
 

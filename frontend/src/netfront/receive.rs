@@ -3,9 +3,8 @@
 
 use grant::ring::FrontRing;
 use grant::{GrantRef, Granted, PAGE_SIZE};
-use netback::packet::{Checksum, Gso, GsoKind, Offload};
+use netback::packet::{Checksum, Gso, GsoKind, Hash, Offload};
 use netback::proto::{self, NetifExtraInfo, NetifRxRequest, NetifRxResponse};
-use netback::slots::Hash;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::frame::Received;
