@@ -24,6 +24,7 @@ pub mod pages;
 pub mod persistent;
 pub mod reactor;
 pub mod ring;
+pub mod tap;
 pub mod uring;
 pub mod xen;
 

@@ -1,0 +1,267 @@
+//! TAP devices (`linux/if_tun.h`) and what makes one useful: its address, its MTU, up, in a bridge. Frames are read and
+//! written by whoever has the descriptor; each starts with a `virtio_net_hdr` (10 bytes), by which checksums and TCP
+//! segmentation are left to the other side.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+/// Bytes of the header in front of each frame (`struct virtio_net_hdr`, virtio_net.h).
+pub const HEADER: usize = 10;
+
+/// Longest name of an interface (`IFNAMSIZ` without its NUL).
+const LONGEST_NAME: usize = 15;
+/// Where TAPs come from.
+const DEVICE: &str = "/dev/net/tun";
+/// `TUNSETIFF`: `_IOW('T', 202, int)`.
+const TUNSETIFF: libc::Ioctl = 0x4004_54CA_u32 as libc::Ioctl;
+/// `TUNSETOFFLOAD`: `_IOW('T', 208, unsigned int)`.
+const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54D0_u32 as libc::Ioctl;
+/// `TUNGETIFF`: `_IOR('T', 210, unsigned int)`.
+const TUNGETIFF: libc::Ioctl = 0x8004_54D2_u32 as libc::Ioctl;
+/// `TUNSETVNETHDRSZ`: `_IOW('T', 216, int)`.
+const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54D8_u32 as libc::Ioctl;
+/// `sockios.h`.
+const SIOCGIFFLAGS: libc::Ioctl = 0x8913;
+const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
+const SIOCSIFMTU: libc::Ioctl = 0x8922;
+const SIOCSIFHWADDR: libc::Ioctl = 0x8924;
+const SIOCGIFINDEX: libc::Ioctl = 0x8933;
+const SIOCBRADDIF: libc::Ioctl = 0x89A2;
+
+/// `struct ifreq` (net/if.h): a name, and a union of which every member starts at its first byte.
+#[repr(C)]
+struct Request {
+    name: [u8; 16],
+    data: [u8; 24],
+}
+
+const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
+
+impl Request {
+    fn new(name: &str) -> io::Result<Request> {
+        let mut request = Request { name: [0; 16], data: [0; 24] };
+        let fits = !name.is_empty() && name.len() <= LONGEST_NAME && !name.bytes().any(|byte| byte == 0);
+        let place = request.name.get_mut(..name.len()).filter(|_| fits);
+        let Some(place) = place else {
+            let why = format!("{name:?} is no name of an interface: 1 to {LONGEST_NAME} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        };
+        place.copy_from_slice(name.as_bytes());
+        Ok(request)
+    }
+
+    fn with(mut self, bytes: &[u8]) -> Request {
+        // What is put in is a number or an address, all of them shorter than the union.
+        for (to, from) in self.data.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        self
+    }
+
+    fn number(&self) -> i32 {
+        let [a, b, c, d, ..] = self.data;
+        i32::from_ne_bytes([a, b, c, d])
+    }
+
+    fn call(&mut self, fd: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<()> {
+        // SAFETY: every request of this module reads and writes at most a `struct ifreq`, which `self` is as large as.
+        match unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(self)) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Opens the TAP `name`, which is made and goes with the descriptor unless it is there already; the kernel puts a number
+/// for `%d` in it. It never blocks, has a header of [`HEADER`] bytes in front of each frame, and may be given frames
+/// with a blank checksum and TCP segments of up to 64 KiB.
+///
+/// # Errors
+/// With the interface's name: `NotFound` without the module tun, `EBUSY` when somebody has it, `EINVAL` when it is none
+/// or not such a TAP, `EPERM` without CAP_NET_ADMIN.
+pub fn open(name: &str) -> io::Result<OwnedFd> {
+    let mut request = Request::new(name)?;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE);
+    let tap: OwnedFd = file.map_err(|error| about(DEVICE, "cannot be opened (module tun)", error))?.into();
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request = request.with(&(flags as i16).to_ne_bytes());
+    request.call(tap.as_fd(), TUNSETIFF).map_err(|error| about(name, "cannot be opened as a TAP", error))?;
+    set(&tap, HEADER as libc::c_int).map_err(|error| about(name, "takes no header", error))?;
+    let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    offload(&tap, offloads).map_err(|error| about(name, "takes no offloads", error))?;
+    Ok(tap)
+}
+
+fn set(tap: &OwnedFd, header: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, std::ptr::from_ref(&header)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn offload(tap: &OwnedFd, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes a number and touches no memory of ours.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The name of an open TAP: it may have been chosen by the kernel, or changed by somebody.
+///
+/// # Errors
+/// `EBADFD` when the interface is gone.
+pub fn name(tap: impl AsFd) -> io::Result<String> {
+    let mut request = Request { name: [0; 16], data: [0; 24] };
+    request.call(tap.as_fd(), TUNGETIFF)?;
+    let bytes = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8(bytes.to_vec()).map_err(io::Error::other)
+}
+
+/// Whether there is an interface of this name.
+///
+/// # Errors
+/// What the kernel says beside that.
+pub fn exists(interface: &str) -> io::Result<bool> {
+    match index(interface) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn index(interface: &str) -> io::Result<i32> {
+    let mut request = Request::new(interface)?;
+    request.call(socket()?.as_fd(), SIOCGIFINDEX)?;
+    Ok(request.number())
+}
+
+/// Sets an interface up.
+///
+/// # Errors
+/// With its name, and what the kernel says.
+pub fn set_up(interface: &str) -> io::Result<()> {
+    let socket = socket()?;
+    let mut request = Request::new(interface)?;
+    request.call(socket.as_fd(), SIOCGIFFLAGS).map_err(|error| about(interface, "cannot be set up", error))?;
+    let up = request.number() as i16 | libc::IFF_UP as i16;
+    let mut request = request.with(&up.to_ne_bytes());
+    request.call(socket.as_fd(), SIOCSIFFLAGS).map_err(|error| about(interface, "cannot be set up", error))
+}
+
+/// Sets the largest payload of an interface's frames, in bytes.
+///
+/// # Errors
+/// With its name, and what the kernel says: `EINVAL` beyond what it can have.
+pub fn set_mtu(interface: &str, mtu: u16) -> io::Result<()> {
+    let mut request = Request::new(interface)?.with(&i32::from(mtu).to_ne_bytes());
+    let text = "cannot have that MTU";
+    request.call(socket()?.as_fd(), SIOCSIFMTU).map_err(|error| about(interface, text, error))
+}
+
+/// Sets an interface's Ethernet address.
+///
+/// # Errors
+/// With its name, and what the kernel says: `EADDRNOTAVAIL` for one of a group.
+pub fn set_address(interface: &str, address: [u8; 6]) -> io::Result<()> {
+    // `struct sockaddr`: a family, then the address.
+    let family = libc::ARPHRD_ETHER.to_ne_bytes();
+    let mut request = Request::new(interface)?.with(&[&family[..], &address[..]].concat());
+    let text = "cannot have that address";
+    request.call(socket()?.as_fd(), SIOCSIFHWADDR).map_err(|error| about(interface, text, error))
+}
+
+/// Makes an interface a port of a bridge.
+///
+/// # Errors
+/// "there is no bridge br7", or with the name of the interface what the kernel says: `EBUSY` for a port of another.
+pub fn join_bridge(interface: &str, bridge: &str) -> io::Result<()> {
+    let port = index(interface).map_err(|error| about(interface, "cannot join a bridge", error))?;
+    let mut request = Request::new(bridge)?.with(&port.to_ne_bytes());
+    request.call(socket()?.as_fd(), SIOCBRADDIF).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENODEV) => io::Error::new(io::ErrorKind::NotFound, format!("there is no bridge {bridge}")),
+        Some(libc::EOPNOTSUPP) => io::Error::new(io::ErrorKind::InvalidInput, format!("{bridge} is no bridge")),
+        _ => about(interface, &format!("cannot join the bridge {bridge}"), error),
+    })
+}
+
+/// Any socket: the requests are about interfaces.
+fn socket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+}
+
+fn about(what: &str, why: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what} {why}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a test in a network namespace that ends with it, where that can be had.
+    fn alone(test: fn()) {
+        let thread = std::thread::spawn(move || {
+            let unshared = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET);
+            if unshared.is_err() || std::fs::File::open(DEVICE).is_err() {
+                println!("SKIP: needs root and {DEVICE}");
+                return;
+            }
+            test();
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_tap_is_opened_named_by_the_kernel_and_set_up() {
+        alone(|| {
+            assert!(!exists("w0").unwrap());
+            let tap = open("w%d").unwrap();
+            let interface = name(&tap).unwrap();
+            assert_eq!(interface, "w0");
+            set_address(&interface, [0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]).unwrap();
+            set_mtu(&interface, 9000).unwrap();
+            set_up(&interface).unwrap();
+            let text = std::process::Command::new("ip").args(["link", "show", "w0"]).output().unwrap().stdout;
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.contains("mtu 9000") && text.contains("fe:ff:ff:ff:ff:ff") && text.contains(",UP"), "{text}");
+            // It never blocks: whatever the kernel has to say of itself is read away first.
+            let mut frame = [0; 2048];
+            while rustix::io::read(&tap, &mut frame).is_ok_and(|len| len > HEADER) {}
+            assert_eq!(rustix::io::read(&tap, &mut frame).unwrap_err(), rustix::io::Errno::AGAIN);
+            assert!(open("w0").unwrap_err().to_string().starts_with("w0 cannot be opened as a TAP: "));
+            drop(tap);
+            assert!(!exists("w0").unwrap());
+        });
+    }
+
+    #[test]
+    fn a_bridge_is_joined_and_one_that_is_not_there_is_named() {
+        alone(|| {
+            let tap = open("w%d").unwrap();
+            let interface = name(&tap).unwrap();
+            let said = |bridge: &str| join_bridge(&interface, bridge).unwrap_err().to_string();
+            assert_eq!(said("br7"), "there is no bridge br7");
+            assert_eq!(said("lo"), "lo is no bridge");
+            assert!(join_bridge("w9", "br7").unwrap_err().to_string().starts_with("w9 cannot join a bridge: "));
+            let made = std::process::Command::new("ip").args(["link", "add", "br7", "type", "bridge"]).status();
+            if !made.unwrap().success() {
+                println!("SKIP: no bridges here");
+                return;
+            }
+            join_bridge(&interface, "br7").unwrap();
+            assert!(said("br7").starts_with("w0 cannot join the bridge br7: "));
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_a_name_is_refused_before_the_kernel_is_asked() {
+        for name in ["", "a234567890123456", "a\0b"] {
+            assert_eq!(open(name).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name:?}");
+        }
+    }
+}
