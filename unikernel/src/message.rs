@@ -1,14 +1,24 @@
 //! What supervisor and worker say to each other: one JSON value per SOCK_SEQPACKET message, descriptors beside it by
 //! SCM_RIGHTS. The worker finds the socket as its standard input.
 //!
+//! The first message says what kind of worker it is to be.
+//!
 //! ```text
-//! supervisor                                    worker
-//!   Start{version, world, guest, threads}  -->  starts its threads; fds: per thread event channels, fence
-//!   Connect{connect, volume}               -->  fds: [volume], meter, per queue journal and grants
-//!   Disconnect{devid}                      -->  drains, unmaps
-//!   Resize{devid, sectors}                 -->  lets requests reach the new size
-//!   Resume{devid}                          -->  tries held requests again, trusts flushes again
-//!                                         <--   Report (blkback::device)
+//! supervisor                                     worker of a guest's disks
+//!   Start::Disks{guest, threads}            -->  starts its threads; fds: per thread event channels, fence
+//!   Order::Connect{connect, volume}         -->  fds: [volume], meter, per queue journal and grants
+//!   Order::Disconnect{devid}                -->  drains, unmaps
+//!   Order::Resize{devid, sectors}           -->  lets requests reach the new size
+//!   Order::Resume{devid}                    -->  tries held requests again, trusts flushes again
+//!                                          <--   Report (blkback::device)
+//!
+//! supervisor                                     worker of a network
+//!   Start::Network{uplink}                  -->  starts its thread; fds: fence, [uplink]
+//!   VifOrder::Connect{connect}              -->  fds: event channels, meter, grants
+//!   VifOrder::Disconnect{vif}               -->  drains, unmaps
+//!   VifOrder::Rate, Multicast, Headroom     -->  what changes while a card is served
+//!   VifOrder::Uplink{present}               -->  another uplink, or none; fds: [uplink]
+//!                                          <--   Report (netback::device)
 //! ```
 //!
 //! A worker deals with a hostile guest, so the supervisor takes what it says for a stranger's: a message that is too
@@ -18,6 +28,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use blkback::config::Connect;
+use netback::config::{Rate, VifName};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -26,22 +37,46 @@ use crate::keeper::wire;
 use crate::world::Kind;
 
 /// Changes whenever a message does: supervisor and worker are the same binary, except while it is being replaced.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// What the supervisor tells a worker.
+/// The first message.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Order {
-    /// The first message.
-    Start {
-        /// [`VERSION`].
-        version: u32,
-        /// What the descriptors are.
-        world: Kind,
-        /// The one guest this worker serves.
+pub struct Start {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What the descriptors are.
+    pub world: Kind,
+    /// What the worker is to serve.
+    pub what: Served,
+}
+
+impl Start {
+    /// Of this version.
+    pub fn new(world: Kind, what: Served) -> Start {
+        Start { version: VERSION, world, what }
+    }
+}
+
+/// What a worker serves.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Served {
+    /// The disks of one guest.
+    Disks {
+        /// The guest.
         guest: u16,
         /// How many threads; two descriptors come for each.
         threads: usize,
     },
+    /// The cards of all guests in one network.
+    Network {
+        /// The second descriptor is the uplink's.
+        uplink: bool,
+    },
+}
+
+/// What the supervisor tells a worker of disks.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
     /// Serve a disk.
     Connect {
         /// The disk and what was negotiated.
@@ -65,6 +100,47 @@ pub enum Order {
     Resume {
         /// Which.
         devid: u32,
+    },
+}
+
+/// What the supervisor tells a worker of a network.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum VifOrder {
+    /// Serve a card.
+    Connect {
+        /// The card and what was negotiated.
+        connect: netback::config::Connect,
+    },
+    /// Stop serving a card.
+    Disconnect {
+        /// Which.
+        vif: VifName,
+    },
+    /// A card's `rate` has changed.
+    Rate {
+        /// Which.
+        vif: VifName,
+        /// Each direction's; none for no limit.
+        rate: Option<Rate>,
+    },
+    /// A frontend has changed `request-multicast-control`.
+    Multicast {
+        /// Which.
+        vif: VifName,
+        /// It wants only the groups that it asks for.
+        control: bool,
+    },
+    /// A frontend has changed `xdp-headroom`.
+    Headroom {
+        /// Which.
+        vif: VifName,
+        /// Bytes.
+        headroom: u16,
+    },
+    /// Another uplink, or none.
+    Uplink {
+        /// The descriptor is the uplink's.
+        present: bool,
     },
 }
 

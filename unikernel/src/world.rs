@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use grant::embedded::{self, Foreign, Ports};
-use grant::xen::{Evtchn, Gntdev};
+use grant::embedded::{self, Foreign, ForeignExchange, Ports};
+use grant::exchange::Exchange;
+use grant::xen::{Evtchn, Gntdev, GntdevExchange};
 use grant::{DomId, EventChannel, Grants};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,14 @@ impl Kind {
             Kind::Xen => Box::new(Gntdev::new(fd, guest)),
             Kind::Embedded => Box::new(Foreign::new(fd, guest)?),
         })
+    }
+
+    /// The pages of all guests that one thread serves together; descriptors from [`World::open_grants`] join it.
+    pub fn exchange(self) -> Box<dyn Exchange> {
+        match self {
+            Kind::Xen => Box::new(GntdevExchange::default()),
+            Kind::Embedded => Box::new(ForeignExchange::default()),
+        }
     }
 
     /// The event channels behind a descriptor from [`World::open_events`], for `guest` only.

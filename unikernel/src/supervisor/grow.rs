@@ -12,8 +12,8 @@ use xenstore::xenbus::backend::Service;
 
 use super::Supervisor;
 use super::device::Device;
-use super::guest::Life;
 use super::nodes::{self, Name};
+use super::worker::Life;
 
 /// How the size of a volume in use is changing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Supervisor {
                 self.dirty.insert(name);
             }
             let idle = device.size.asked.is_none() && device.size.known.is_none();
-            if let Some(worker) = worker.filter(|worker| sectors > old && idle && worker.life == Life::Running)
+            if let Some(worker) = worker.filter(|worker| sectors > old && idle && worker.worker.life == Life::Running)
                 && worker.resize(name.devid, sectors).is_ok()
             {
                 device.size.asked = Some(sectors);

@@ -22,6 +22,7 @@ pub mod takeover;
 mod voice;
 pub mod volume;
 mod volumes;
+pub mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Write};
@@ -41,9 +42,10 @@ use crate::publish::{self, DeviceNode};
 use crate::store::{self, NoStore, Nodes};
 use crate::world::World;
 use device::{Device, WorkerId};
-use guest::{Guest, Retired};
+use guest::Guest;
 use nodes::Name;
 use voice::Voice;
+use worker::Retired;
 
 /// Most devices of one VM.
 const MAX_DEVICES: usize = 1024;
@@ -241,7 +243,7 @@ impl Supervisor {
             return Ok(());
         }
         let mut timers: Vec<Instant> = self.devices.values().filter_map(|device| device.timer).collect();
-        timers.extend(self.workers.values().filter_map(Guest::deadline));
+        timers.extend(self.workers.values().filter_map(|guest| guest.worker.deadline()));
         timers.extend(self.devices.first_key_value().map(|_| self.looked + ROUND));
         timers.extend(self.stopping.map(|since| since + STOP_PATIENCE));
         timers.extend(self.retired.first().map(|_| Instant::now() + Duration::from_secs(1)));
@@ -260,9 +262,9 @@ impl Supervisor {
             if !keeper.is_empty() {
                 fds.push(PollFd::from_borrowed_fd(self.keeper.as_fd(), keeper));
             }
-            for worker in self.workers.values() {
+            for guest in self.workers.values() {
                 // A running worker speaks; a dead one's fences hang up.
-                fds.extend(worker.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+                fds.extend(guest.worker.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) => {}

@@ -7,8 +7,9 @@ use xenstore::xenbus::backend::Service;
 
 use super::Supervisor;
 use super::device::WorkerId;
-use super::guest::Life;
+use super::guest::Guest;
 use super::nodes::{self, Name};
+use super::worker::Life;
 
 impl Supervisor {
     /// Reads what workers report, and notices deaths and fences.
@@ -16,9 +17,9 @@ impl Supervisor {
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
         for id in ids {
             let mut reports = Vec::new();
-            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            let Some(Guest { domid, worker }) = self.workers.get_mut(&id) else { continue };
             let before = worker.life;
-            let guest = worker.domid.0;
+            let guest = domid.0;
             while let Some(report) = worker.next_report() {
                 reports.push(report);
             }

@@ -3,8 +3,8 @@
 use xenstore::{Error, Store};
 
 use super::Supervisor;
-use super::guest::Life;
 use super::nodes::Name;
+use super::worker::Life;
 use crate::publish;
 use crate::store::Nodes;
 
@@ -40,7 +40,7 @@ impl Supervisor {
         }
         device.forgiven = device.flush_failures();
         let worker = device.worker.and_then(|id| self.workers.get(&id));
-        if let Some(worker) = worker.filter(|worker| worker.life == Life::Running)
+        if let Some(worker) = worker.filter(|worker| worker.worker.life == Life::Running)
             && let Err(error) = worker.resume(name.devid)
         {
             tracing::error!(device = %name, %error, "its worker cannot be told that the volume is well again");

@@ -12,9 +12,10 @@ use xenstore::xenbus::backend::{self, Seen, Service, Step};
 
 use super::device::{Device, WorkerId};
 use super::grow::Change;
-use super::guest::{Guest, Life, Package};
+use super::guest::{Guest, Package};
 
 use super::nodes::{self, Name};
+use super::worker::Life;
 use super::{MAX_DEVICES, Supervisor, SupervisorError};
 
 /// Steps of one look; what is left after that waits for the next round, so that no device keeps the others waiting.
@@ -242,12 +243,12 @@ impl Supervisor {
 
     fn disconnect(&mut self, name: Name, now: Instant) {
         let Some(device) = self.devices.get_mut(&name) else { return };
-        let worker = device.worker.and_then(|id| self.workers.get_mut(&id));
-        match worker {
-            Some(worker) if worker.life == Life::Running => {
-                if let Err(error) = worker.disconnect(name.devid) {
+        let guest = device.worker.and_then(|id| self.workers.get_mut(&id));
+        match guest {
+            Some(guest) if guest.worker.life == Life::Running => {
+                if let Err(error) = guest.disconnect(name.devid) {
                     // One that takes no message any more is of no use to its other disks either.
-                    worker.kill(&format!("it takes no messages ({error})"));
+                    guest.worker.kill(&format!("it takes no messages ({error})"));
                 }
                 device.service = Service::Draining;
                 device.draining = Some(now);
@@ -262,7 +263,7 @@ impl Supervisor {
     /// The guest's running worker, started if there is none.
     fn worker(&mut self, guest: u16) -> std::io::Result<WorkerId> {
         if let Some(id) = self.current.get(&guest)
-            && self.workers.get(id).is_some_and(|worker| worker.life == Life::Running)
+            && self.workers.get(id).is_some_and(|guest| guest.worker.life == Life::Running)
         {
             return Ok(*id);
         }
@@ -270,7 +271,7 @@ impl Supervisor {
         let mut worker = Guest::start(&self.world, self.own, DomId(guest), threads)?;
         let id = self.next_worker;
         if let Err(error) = self.keep_worker(id, &worker) {
-            worker.kill("it cannot be kept");
+            worker.worker.kill("it cannot be kept");
             return Err(error);
         }
         self.next_worker += 1;
@@ -317,7 +318,7 @@ impl Supervisor {
             {
                 // The keeper's copy of the socket goes too, or the worker would never see it hang up.
                 self.forget_worker(id, &worker);
-                self.retired.push(worker.retire());
+                self.retired.push(worker.worker.retire());
             }
         }
         Ok(())

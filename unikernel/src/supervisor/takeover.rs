@@ -25,9 +25,8 @@ use super::Supervisor;
 use super::device::{Device, WorkerId};
 use super::guest::Guest;
 use super::nodes::{Description, Name};
-use super::process::Process;
 use super::volume::Opened;
-use crate::message::Channel;
+use super::worker::Worker;
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::Service;
 
@@ -161,7 +160,7 @@ impl Supervisor {
 
     /// A worker has started.
     pub(super) fn keep_worker(&self, id: WorkerId, worker: &Guest) -> io::Result<()> {
-        self.keeper.keep(&worker_key(id, worker), &worker.handles())
+        self.keeper.keep(&worker_key(id, worker), &worker.worker.handles())
     }
 
     /// A worker is gone, or on its way out.
@@ -195,7 +194,7 @@ impl Supervisor {
         for name in uncertain {
             let worker = self.devices.get(&name).and_then(|device| device.worker);
             if let Some(worker) = worker.and_then(|id| self.workers.get_mut(&id)) {
-                worker.kill("the supervisor died while it was given a disk");
+                worker.worker.kill("the supervisor died while it was given a disk");
             }
         }
         for device in self.devices.values_mut() {
@@ -220,10 +219,8 @@ impl Supervisor {
         let id: WorkerId = parts.next()?.parse().ok()?;
         let guest: u16 = parts.next()?.parse().ok()?;
         let pid: i32 = parts.next()?.parse().ok()?;
-        let mut fds = fds.into_iter();
-        let channel = Channel::new(fds.next()?);
-        let process = Process::taken_over(pid, fds.next()?);
-        self.workers.insert(id, Guest::taken_over(DomId(guest), process, channel, fds.collect()));
+        let worker = Worker::from_handles(pid, fds)?;
+        self.workers.insert(id, Guest { domid: DomId(guest), worker });
         self.current.insert(guest, id);
         self.next_worker = self.next_worker.max(id + 1);
         Some(())
@@ -246,7 +243,7 @@ fn key(name: Name) -> String {
 }
 
 fn worker_key(id: WorkerId, worker: &Guest) -> String {
-    format!("worker-{id}-{}-{}", worker.domid, worker.pid())
+    format!("worker-{id}-{}-{}", worker.domid, worker.worker.pid())
 }
 
 #[cfg(test)]
