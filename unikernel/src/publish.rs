@@ -5,7 +5,9 @@
 //! data/windsor/ready                     1 once devices are served
 //!              name                      the VM's name
 //!              volumes/PAGE              JSON: volumes by name, each with size, mode, used-by
+//!              networks/PAGE             JSON: networks by name, each with uplink, mtu, vlan, used-by
 //!              dev/SHELF/vbd-GUEST-DEVID JSON: phase, reason, path, and stats as of the last sample
+//!              vif/SHELF/vif-GUEST-DEVID JSON: phase, reason, network, mac, ip, queues, features
 //!              overflow                  JSON: the same of devices for which there was no node left
 //!              sample                    dom0 writes a token here ...
 //!              sampled                   ... and finds it here once all stats are fresh
@@ -18,10 +20,12 @@
 //! node from the start.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use blkback::stats::Stats;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use xenstore::Error;
+use xenstore::{Client, Error, Store};
 
 use crate::store::Nodes;
 
@@ -41,6 +45,11 @@ const USERS: usize = 16;
 pub fn device(guest: u16, devid: u32) -> String {
     let shelf = (devid / 16 + devid / 256 + u32::from(guest)) % SHELVES;
     format!("{ROOT}/dev/{shelf}/vbd-{guest}-{devid}")
+}
+
+/// The node of a card, below the domain's own directory.
+pub fn vif(guest: u16, devid: u32) -> String {
+    format!("{ROOT}/vif/{}/vif-{guest}-{devid}", devid.wrapping_add(u32::from(guest)) % SHELVES)
 }
 
 /// The node with the devices that have none.
@@ -89,6 +98,55 @@ impl DeviceNode {
     }
 }
 
+/// What is published of a card.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VifNode {
+    /// See [`Phase`].
+    pub phase: String,
+    /// Why it is not connected, or what is wrong with it.
+    pub reason: String,
+    /// The network that it is in.
+    pub network: String,
+    /// The guest's address.
+    pub mac: String,
+    /// What it may use as source; the first few of many, none for any.
+    pub ip: Vec<IpAddr>,
+    /// Queues that the frontend chose; 0 while there is none.
+    pub queues: usize,
+    /// What the frontend chose.
+    pub features: Vec<String>,
+}
+
+impl VifNode {
+    /// As published: what is too long is cut.
+    pub fn text(&self) -> String {
+        let mut node = VifNode { reason: cut(&self.reason), ..self.clone() };
+        node.ip.truncate(USERS);
+        serde_json::to_string(&node).unwrap_or_default()
+    }
+
+    /// What is known of it, as a disk's node has it.
+    pub fn device(&self) -> DeviceNode {
+        DeviceNode { phase: self.phase.clone(), reason: self.reason.clone(), ..DeviceNode::default() }
+    }
+
+    /// Reads a card's node, or what stands for it, as dom0; nothing is known of it otherwise.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn read(store: &mut impl Nodes, service: u16, guest: u16, devid: u32) -> Result<VifNode, Error> {
+        let domain = format!("/local/domain/{service}");
+        if let Some(text) = store.text(&format!("{domain}/{}", vif(guest, devid)))? {
+            return Ok(serde_json::from_str(&text).unwrap_or_default());
+        }
+        let text = store.text(&format!("{domain}/{}", overflow()))?.unwrap_or_default();
+        let mut others: BTreeMap<String, DeviceNode> = serde_json::from_str(&text).unwrap_or_default();
+        let DeviceNode { phase, reason, .. } = others.remove(&format!("vif-{guest}-{devid}")).unwrap_or_default();
+        Ok(VifNode { phase, reason, ..VifNode::default() })
+    }
+}
+
 /// The text of [`overflow`]: as many devices as fit, the last ones.
 pub fn overflow_text(devices: &BTreeMap<String, DeviceNode>) -> String {
     let mut entries = BTreeMap::new();
@@ -121,13 +179,47 @@ pub struct VolumeNode {
     pub error: String,
 }
 
+/// What is published of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkNode {
+    /// As in the configuration: `switch`, `bridge:NAME`, `tap:NAME`.
+    pub uplink: String,
+    /// The largest payload of a frame, for a card whose toolstack does not say.
+    pub mtu: u16,
+    /// The VLAN that its cards are in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// Cards that are in it, as `vif-GUEST-DEVID`; the first few of many.
+    #[serde(rename = "used-by")]
+    pub used_by: Vec<String>,
+    /// Why it has no uplink.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub error: String,
+}
+
 /// The nodes of all volumes: page after page, in the order given.
 pub fn volume_pages(volumes: impl Iterator<Item = (String, VolumeNode)>) -> Vec<String> {
-    let mut pages = Vec::new();
-    let (mut page, mut size) = (BTreeMap::new(), 2);
-    for (name, mut node) in volumes {
+    pages(volumes.map(|(name, mut node)| {
         node.error = cut(&node.error);
         node.used_by.truncate(USERS);
+        (name, node)
+    }))
+}
+
+/// The nodes of all networks: page after page, in the order given.
+pub fn network_pages(networks: impl Iterator<Item = (String, NetworkNode)>) -> Vec<String> {
+    pages(networks.map(|(name, mut node)| {
+        node.error = cut(&node.error);
+        node.used_by.truncate(USERS);
+        (name, node)
+    }))
+}
+
+fn pages<T: Serialize>(entries: impl Iterator<Item = (String, T)>) -> Vec<String> {
+    let mut pages = Vec::new();
+    let (mut page, mut size) = (BTreeMap::new(), 2);
+    for (name, node) in entries {
         let entry = name.len() + serde_json::to_string(&node).unwrap_or_default().len() + 4;
         if size + entry > MOST && !page.is_empty() {
             pages.push(std::mem::take(&mut page));
@@ -142,18 +234,52 @@ pub fn volume_pages(volumes: impl Iterator<Item = (String, VolumeNode)>) -> Vec<
     pages.iter().map(|page| serde_json::to_string(page).unwrap_or_default()).collect()
 }
 
+/// Writes those of the pages below `what` that differ from what was written last, together: an entry may move from one
+/// to another.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn write_pages(store: &mut Client, what: &str, old: &[String], pages: &[String]) -> Result<(), Error> {
+    if pages == old {
+        return Ok(());
+    }
+    let dir = format!("{ROOT}/{what}");
+    store.transaction(|tx| {
+        for (number, page) in pages.iter().enumerate().filter(|(number, page)| old.get(*number) != Some(page)) {
+            tx.write(&format!("{dir}/{number}"), page.as_bytes())?;
+        }
+        (pages.len()..old.len()).try_for_each(|number| tx.rm(&format!("{dir}/{number}")))
+    })
+}
+
 /// Reads the volumes of a service VM, as dom0.
 ///
 /// # Errors
 /// When the store does not answer.
 pub fn read_volumes(store: &mut impl Nodes, service: u16) -> Result<BTreeMap<String, VolumeNode>, Error> {
-    let dir = format!("/local/domain/{service}/{ROOT}/volumes");
-    let mut volumes = BTreeMap::new();
+    read_pages(store, service, "volumes")
+}
+
+/// Reads the networks of a service VM, as dom0.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn read_networks(store: &mut impl Nodes, service: u16) -> Result<BTreeMap<String, NetworkNode>, Error> {
+    read_pages(store, service, "networks")
+}
+
+fn read_pages<T: DeserializeOwned>(
+    store: &mut impl Nodes,
+    service: u16,
+    what: &str,
+) -> Result<BTreeMap<String, T>, Error> {
+    let dir = format!("/local/domain/{service}/{ROOT}/{what}");
+    let mut entries = BTreeMap::new();
     for page in store.list(&dir)? {
         let text = store.text(&format!("{dir}/{page}"))?.unwrap_or_default();
-        volumes.extend(serde_json::from_str::<BTreeMap<String, VolumeNode>>(&text).unwrap_or_default());
+        entries.extend(serde_json::from_str::<BTreeMap<String, T>>(&text).unwrap_or_default());
     }
-    Ok(volumes)
+    Ok(entries)
 }
 
 /// At most [`LONGEST`] bytes of a text.

@@ -11,12 +11,13 @@
 
 use std::time::Duration;
 
+use netback::config::VifName;
 use xenstore::Store;
 
 use super::device::Device;
 use super::nodes::{self, Name};
 use super::steps::survivable;
-use super::{Supervisor, SupervisorError};
+use super::{Supervisor, SupervisorError, vifs};
 use crate::store::Nodes;
 
 /// What is watched.
@@ -39,6 +40,16 @@ enum Matter {
     Backends(u16),
     /// A device of ours: the toolstack has changed it.
     Backend(Name),
+    /// Cards of a guest came or went, on our side.
+    VifBackends(u16),
+    /// A card of ours: the toolstack has changed it.
+    Vif(VifName),
+    /// The state of a card's frontend, or its directory.
+    VifFrontend(VifName),
+    /// The toolstack has changed the rate of a card.
+    VifRate(VifName),
+    /// A frontend has changed which groups it wants.
+    VifMulticast(VifName),
     /// Anything of a guest.
     Guest(u16),
     /// The state of a frontend, or its directory.
@@ -53,19 +64,31 @@ impl Matter {
         let Some((domain, rest)) = parts.split_first() else { return Matter::Everything };
         let Ok(domain) = domain.parse::<u16>() else { return Matter::Nothing };
         let known = |name: Option<Name>, matter: fn(Name) -> Matter| name.map_or(Matter::Nothing, matter);
+        let card = |name: Option<VifName>, matter: fn(VifName) -> Matter| name.map_or(Matter::Nothing, matter);
         match rest {
             [] if domain != own => Matter::Guest(domain),
-            ["device"] | ["device", "vbd"] if domain != own => Matter::Guest(domain),
+            ["device"] | ["device", "vbd" | "vif"] if domain != own => Matter::Guest(domain),
             ["device", "vbd", devid] | ["device", "vbd", devid, "state"] if domain != own => {
                 known(Name::parse(&domain.to_string(), devid), Matter::Frontend)
             }
+            ["device", "vif", devid] | ["device", "vif", devid, "state"] if domain != own => {
+                card(vifs::parse(&domain.to_string(), devid), Matter::VifFrontend)
+            }
+            ["device", "vif", devid, "request-multicast-control"] if domain != own => {
+                card(vifs::parse(&domain.to_string(), devid), Matter::VifMulticast)
+            }
             _ if domain != own => Matter::Nothing,
-            [] | ["backend"] | ["backend", "vbd"] => Matter::Everything,
+            [] | ["backend"] | ["backend", "vbd" | "vif"] => Matter::Everything,
             ["backend", "vbd", guest] => guest.parse().map_or(Matter::Nothing, Matter::Backends),
             // Our own writes come back as events: only two keys are somebody else's to change.
             ["backend", "vbd", guest, devid] | ["backend", "vbd", guest, devid, "state" | "online"] => {
                 known(Name::parse(guest, devid), Matter::Backend)
             }
+            ["backend", "vif", guest] => guest.parse().map_or(Matter::Nothing, Matter::VifBackends),
+            ["backend", "vif", guest, devid] | ["backend", "vif", guest, devid, "state" | "online"] => {
+                card(vifs::parse(guest, devid), Matter::Vif)
+            }
+            ["backend", "vif", guest, devid, "rate"] => card(vifs::parse(guest, devid), Matter::VifRate),
             ["data", "windsor", "sample"] => Matter::Sample,
             ["data", "windsor", "resume"] => Matter::Resume,
             _ => Matter::Nothing,
@@ -97,6 +120,7 @@ impl Supervisor {
             Matter::Nothing => {}
             Matter::Everything => {
                 self.dirty.extend(self.devices.keys().copied());
+                self.vifs.touch_all();
                 self.walk()?;
                 survivable(self.resume())?;
             }
@@ -107,7 +131,19 @@ impl Supervisor {
                 self.walk_guest(&guest.to_string())?;
             }
             Matter::Backend(name) => drop(self.dirty.insert(name)),
-            Matter::Guest(guest) => self.dirty.extend(self.of_guest(guest)),
+            Matter::VifBackends(guest) => {
+                self.vifs.touch_guest(guest);
+                self.walk_vifs_of(&guest.to_string())?;
+            }
+            Matter::Vif(name) => self.vifs.touch(name),
+            Matter::VifFrontend(name) if self.vifs.knows(name) => self.vifs.touch(name),
+            Matter::VifFrontend(_) => {}
+            Matter::VifRate(name) => self.vifs.rate_changed(name),
+            Matter::VifMulticast(name) => self.vifs.multicast_changed(name),
+            Matter::Guest(guest) => {
+                self.dirty.extend(self.of_guest(guest));
+                self.vifs.touch_guest(guest);
+            }
             // A frontend without a backend is none of ours.
             Matter::Frontend(name) if self.devices.contains_key(&name) => drop(self.dirty.insert(name)),
             Matter::Frontend(_) => {}
@@ -125,7 +161,7 @@ impl Supervisor {
         for guest in self.store.list(nodes::TREE)? {
             self.walk_guest(&guest)?;
         }
-        Ok(())
+        self.walk_vifs()
     }
 
     fn walk_guest(&mut self, guest: &str) -> Result<(), SupervisorError> {
@@ -164,6 +200,7 @@ mod tests {
     #[test]
     fn a_path_says_what_is_to_be_looked_at() {
         let name = Name { guest: 7, devid: 51712 };
+        let card = VifName { guest: 7, devid: 0 };
         for (path, matter) in [
             ("/local/domain", Matter::Everything),
             ("/local/domain/3/backend/vbd", Matter::Everything),
@@ -173,7 +210,19 @@ mod tests {
             ("/local/domain/3/backend/vbd/7/51712/online", Matter::Backend(name)),
             ("/local/domain/3/backend/vbd/7/51712/sectors", Matter::Nothing),
             ("/local/domain/3/backend/vbd/7/051712/state", Matter::Nothing),
-            ("/local/domain/3/backend/vif/7/0/state", Matter::Nothing),
+            ("/local/domain/3/backend/vif", Matter::Everything),
+            ("/local/domain/3/backend/vif/7", Matter::VifBackends(7)),
+            ("/local/domain/3/backend/vif/7/0", Matter::Vif(card)),
+            ("/local/domain/3/backend/vif/7/0/state", Matter::Vif(card)),
+            ("/local/domain/3/backend/vif/7/0/online", Matter::Vif(card)),
+            ("/local/domain/3/backend/vif/7/0/rate", Matter::VifRate(card)),
+            ("/local/domain/3/backend/vif/7/0/carrier", Matter::Nothing),
+            ("/local/domain/3/backend/vif/7/00/state", Matter::Nothing),
+            ("/local/domain/7/device/vif", Matter::Guest(7)),
+            ("/local/domain/7/device/vif/0", Matter::VifFrontend(card)),
+            ("/local/domain/7/device/vif/0/state", Matter::VifFrontend(card)),
+            ("/local/domain/7/device/vif/0/request-multicast-control", Matter::VifMulticast(card)),
+            ("/local/domain/7/device/vif/0/xdp-headroom", Matter::Nothing),
             ("/local/domain/3/data/windsor/sample", Matter::Sample),
             ("/local/domain/3/data/windsor/sampled", Matter::Nothing),
             ("/local/domain/3/data/windsor/resume", Matter::Resume),

@@ -19,6 +19,7 @@ mod resume;
 mod returned;
 mod steps;
 pub mod takeover;
+mod vifs;
 mod voice;
 pub mod volume;
 mod volumes;
@@ -44,6 +45,7 @@ use crate::world::World;
 use device::{Device, WorkerId};
 use guest::Guest;
 use nodes::Name;
+use vifs::Vifs;
 use voice::Voice;
 use worker::Retired;
 
@@ -112,6 +114,7 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
         sizes: HashMap::new(),
         pages: Vec::new(),
         overflow: BTreeMap::new(),
+        vifs: Vifs::default(),
         voices: HashMap::new(),
         looked: Instant::now(),
         visited: None,
@@ -145,6 +148,8 @@ struct Supervisor {
     pages: Vec<String>,
     /// What is published of devices that have no node.
     overflow: BTreeMap<String, DeviceNode>,
+    /// Cards and networks.
+    vifs: Vifs,
     /// Bounds the log lines that each guest can cause.
     voices: HashMap<(u16, bool), Voice>,
     /// When we looked around last.
@@ -164,6 +169,7 @@ impl Supervisor {
         self.store.write(&format!("{}/name", publish::ROOT), self.config.vm.name.as_bytes())?;
         self.make_room()?;
         self.check_volumes()?;
+        self.check_networks()?;
         self.listen()?;
         self.walk()?;
         self.store.write(&format!("{}/ready", publish::ROOT), b"1")?;
@@ -181,6 +187,7 @@ impl Supervisor {
             self.events()?;
             let now = Instant::now();
             self.tend_workers(now);
+            self.tend_switches(now);
             self.wake(now);
             self.look_around(now)?;
             // Devices on their way out first: their volumes may be what others wait for.
@@ -190,6 +197,7 @@ impl Supervisor {
             for name in leaving.into_iter().chain(others) {
                 self.drive(name)?;
             }
+            self.drive_vifs(now)?;
             if self.is_done(now) {
                 return self.end();
             }
@@ -214,12 +222,13 @@ impl Supervisor {
         }
         self.looked = now;
         self.measure();
-        self.visit()
+        self.visit()?;
+        Ok(self.visit_vifs()?)
     }
 
     fn is_done(&self, now: Instant) -> bool {
         self.stopping.is_some_and(|since| {
-            self.devices.values().all(|device| device.service == Service::None)
+            (self.devices.values().all(|device| device.service == Service::None) && self.vifs.is_idle())
                 || now.duration_since(since) >= STOP_PATIENCE
         })
     }
@@ -230,6 +239,9 @@ impl Supervisor {
                 tracing::error!(device = %name, "its last I/O has not ended; left behind");
             }
         }
+        for name in self.vifs.in_use() {
+            tracing::error!(device = %name, "its worker has not let go; left behind");
+        }
         self.store.write(&format!("{}/ready", publish::ROOT), b"0")?;
         tracing::info!(vm = self.config.vm.name, "stopped");
         Ok(())
@@ -239,12 +251,14 @@ impl Supervisor {
     fn sleep(&mut self) -> Result<(), SupervisorError> {
         // Looking at devices has read from the store's socket, and may have read events off it.
         let more = self.events()?;
-        if more || !self.dirty.is_empty() {
+        if more || !self.dirty.is_empty() || !self.vifs.is_quiet() {
             return Ok(());
         }
         let mut timers: Vec<Instant> = self.devices.values().filter_map(|device| device.timer).collect();
         timers.extend(self.workers.values().filter_map(|guest| guest.worker.deadline()));
-        timers.extend(self.devices.first_key_value().map(|_| self.looked + ROUND));
+        timers.extend(self.vifs.timers());
+        let any = !self.devices.is_empty() || self.vifs.len() > 0;
+        timers.extend(any.then(|| self.looked + ROUND));
         timers.extend(self.stopping.map(|since| since + STOP_PATIENCE));
         timers.extend(self.retired.first().map(|_| Instant::now() + Duration::from_secs(1)));
         let timeout = timers.into_iter().min().map(|at| at.saturating_duration_since(Instant::now()));
@@ -266,6 +280,7 @@ impl Supervisor {
                 // A running worker speaks; a dead one's fences hang up.
                 fds.extend(guest.worker.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
+            fds.extend(self.vifs.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => return Ok(()),
@@ -303,6 +318,7 @@ impl Supervisor {
             tracing::info!(devices = self.devices.len(), "stopping");
             self.stopping = Some(Instant::now());
             self.dirty.extend(self.devices.keys().copied());
+            self.vifs.touch_all();
         }
     }
 }

@@ -71,8 +71,10 @@ impl Supervisor {
         self.write_overflow()
     }
 
-    fn write_overflow(&mut self) -> Result<(), Error> {
-        self.store.write(&publish::overflow(), publish::overflow_text(&self.overflow).as_bytes())
+    pub(super) fn write_overflow(&mut self) -> Result<(), Error> {
+        let mut all = self.overflow.clone();
+        all.extend(self.vif_overflow().map(|(name, node)| (name.clone(), node.device())));
+        self.store.write(&publish::overflow(), publish::overflow_text(&all).as_bytes())
     }
 
     /// Brings all published numbers up to date, as dom0 has asked.
@@ -89,19 +91,7 @@ impl Supervisor {
 
     /// There is no node left for what a device publishes: it is refused for now, and nothing of it is held.
     pub(super) fn no_room(&mut self, name: Name, error: &Error) -> Result<(), Error> {
-        let disks = self.devices.values().filter(|device| device.is_open()).count();
-        let (quota, unless, enough) = match error.name() {
-            Some(ErrorName::Enomem) => ("memory", "2.5 MB", 20_000_000),
-            _ => ("nodes", "1000", 20_000),
-        };
-        let running = format!("`xenstore-control quota set {quota} {enough}`");
-        let command = match &self.world {
-            World::Xen => format!("in dom0 {running}"),
-            World::Embedded(_) => format!("`windsor host --quota {quota}={enough}`, or {running} as it runs"),
-        };
-        let why = format!(
-            "no room left in xenstore ({error}): the quota of {quota} of this service VM ({unless} unless raised) is used up by its {disks} disks; raise it: {command}"
-        );
+        let why = self.no_room_text(error);
         let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
         let known = device.retry.is_some();
         device.retry_later();
@@ -118,5 +108,26 @@ impl Supervisor {
         self.publish(name)?;
         nodes::refuse(&mut self.store, name, &why, false)?;
         Ok(())
+    }
+
+    /// Which quota of the store is used up, and how it is raised.
+    pub(super) fn no_room_text(&self, error: &Error) -> String {
+        let disks = self.devices.values().filter(|device| device.is_open()).count();
+        let (quota, unless, enough) = match error.name() {
+            Some(ErrorName::Enomem) => ("memory", "2.5 MB", 20_000_000),
+            _ => ("nodes", "1000", 20_000),
+        };
+        let running = format!("`xenstore-control quota set {quota} {enough}`");
+        let command = match &self.world {
+            World::Xen => format!("in dom0 {running}"),
+            World::Embedded(_) => format!("`windsor host --quota {quota}={enough}`, or {running} as it runs"),
+        };
+        let users = match self.vifs.len() {
+            0 => format!("{disks} disks"),
+            cards => format!("{disks} disks and {cards} cards"),
+        };
+        format!(
+            "no room left in xenstore ({error}): the quota of {quota} of this service VM ({unless} unless raised) is used up by its {users}; raise it: {command}"
+        )
     }
 }

@@ -40,10 +40,12 @@ impl Supervisor {
             self.pages.clear();
             self.make_room()?;
             self.publish_volumes()?;
+            self.vifs.start_over();
             self.store.write(&format!("{}/ready", publish::ROOT), b"1")?;
         }
         tracing::warn!(devices = self.devices.len(), "xenstored was away: looking at everything again");
         self.dirty.extend(self.devices.keys().copied());
+        self.vifs.touch_all();
         self.walk()
     }
 }

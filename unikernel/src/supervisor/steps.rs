@@ -311,7 +311,7 @@ impl Supervisor {
         self.leave_overflow(name)?;
         self.publish_volumes()?;
         if self.devices.keys().all(|other| other.guest != name.guest) {
-            self.voices.retain(|(guest, _), _| *guest != name.guest);
+            self.forget_voices(name.guest);
             // Nothing left to serve: the worker ends when its socket closes.
             if let Some(id) = self.current.remove(&name.guest)
                 && let Some(worker) = self.workers.remove(&id)

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use xenstore::{Error, Store};
+use xenstore::Error;
 
 use super::device::{BUSY_PATIENCE, VOLUME_PATIENCE, VOLUME_RETRY};
 use super::nodes::{self, Name};
@@ -125,17 +125,7 @@ impl Supervisor {
             let used_by = users.remove(volume.name.as_str()).unwrap_or_default();
             (volume.name.clone(), VolumeNode { size, mode, used_by, error })
         }));
-        if pages == self.pages {
-            return Ok(());
-        }
-        let (dir, old) = (format!("{}/volumes", publish::ROOT), &self.pages);
-        // Together, for a volume may move from one page to another.
-        self.store.transaction(|tx| {
-            for (number, page) in pages.iter().enumerate().filter(|(number, page)| old.get(*number) != Some(page)) {
-                tx.write(&format!("{dir}/{number}"), page.as_bytes())?;
-            }
-            (pages.len()..old.len()).try_for_each(|number| tx.rm(&format!("{dir}/{number}")))
-        })?;
+        publish::write_pages(&mut self.store, "volumes", &self.pages, &pages)?;
         self.pages = pages;
         Ok(())
     }
