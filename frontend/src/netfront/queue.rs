@@ -1,6 +1,7 @@
 //! One queue of a card: its two rings, its pages, and its event channels.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use grant::{Access, DomId, EventChannel, GrantAccess, Granted, Port};
@@ -163,13 +164,8 @@ impl Queue {
     /// # Errors
     /// What the kernel says.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        let busy = [self.tx.final_check(), self.rx.final_check()];
-        if busy.into_iter().any(|check| check.unwrap_or(true)) {
+        if self.arm()? {
             return Ok(());
-        }
-        if !self.masked.is_empty() {
-            self.events.unmask(&self.masked)?;
-            self.masked.clear();
         }
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         let mut fds = [PollFd::from_borrowed_fd(self.events.fd(), PollFlags::IN)];
@@ -178,8 +174,39 @@ impl Queue {
             Ok(_) => {}
             Err(error) => return Err(error.into()),
         }
+        self.woken()
+    }
+
+    /// Asks to be told, before somebody waits for [`Queue::fd`]; true when there is something already.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn arm(&mut self) -> io::Result<bool> {
+        let busy = [self.tx.final_check(), self.rx.final_check()];
+        // What is wrong with a ring shows again when it is read.
+        if busy.into_iter().any(|check| check.unwrap_or(true)) {
+            return Ok(true);
+        }
+        if !self.masked.is_empty() {
+            self.events.unmask(&self.masked)?;
+            self.masked.clear();
+        }
+        Ok(false)
+    }
+
+    /// Readable when the backend has told us something.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.events.fd()
+    }
+
+    /// Takes what the backend has told us: call it when [`Queue::fd`] was readable.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn woken(&mut self) -> io::Result<()> {
+        let before = self.masked.len();
         self.events.pending(&mut self.masked)?;
-        self.counts.notifications_received += self.masked.len() as u64;
+        self.counts.notifications_received += (self.masked.len() - before) as u64;
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use blkback::proto::Abi;
 use clap::{Args, ValueEnum};
 use frontend::blkfront::Options;
+use frontend::netfront::Options as CardOptions;
 use grant::embedded::RegisterError;
 
 use super::{BUSY, FAILED, Failure, MISSING, Outcome, USAGE, from_environment};
@@ -22,8 +23,17 @@ pub struct GuestArgs {
     #[arg(long, value_name = "G")]
     name: String,
     /// Where NBD clients find its disks: one export per disk, named xvda and so on, and the empty name for the first
-    #[arg(long, value_name = "unix:PATH")]
-    nbd: String,
+    #[arg(long, value_name = "unix:PATH", required_unless_present = "tap")]
+    nbd: Option<String>,
+    /// A TAP for its network card vif0, and again for vif1 and so on: made here unless it is there
+    #[arg(long, value_name = "NAME")]
+    tap: Vec<String>,
+    /// Queues per network card
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    card_queues: u16,
+    /// What its network cards do not take: sg, gso4, gso6, csum4, csum6
+    #[arg(long, value_name = "FEATURE,...", value_delimiter = ',')]
+    without: Vec<CardFeature>,
     /// Pages per ring, as a power of two
     #[arg(long, value_name = "0..4", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=4))]
     ring_order: u8,
@@ -44,6 +54,16 @@ pub struct GuestArgs {
     memory: u32,
 }
 
+/// Something that a network card can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CardFeature {
+    Sg,
+    Gso4,
+    Gso6,
+    Csum4,
+    Csum6,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum GuestAbi {
     #[value(name = "x86_64")]
@@ -61,13 +81,27 @@ pub fn run(args: &GuestArgs) -> Outcome {
     let Some(dir) = args.dir.clone().or_else(from_environment) else {
         return Err(Failure::new(USAGE, "a guest needs an embedded host: --dir DIR (`windsor host --dir DIR`)"));
     };
-    let Some(nbd) = args.nbd.strip_prefix("unix:").filter(|path| !path.is_empty()) else {
-        return Err(Failure::new(USAGE, format!("--nbd {}: give unix:PATH", args.nbd)));
+    let path = |nbd: &String| match nbd.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        Some(path) => Ok(path.into()),
+        None => Err(Failure::new(USAGE, format!("--nbd {nbd}: give unix:PATH"))),
+    };
+    let nbd = args.nbd.as_ref().map(path).transpose()?;
+    let has = |feature| !args.without.contains(&feature);
+    let cards = CardOptions {
+        queues: args.card_queues,
+        scatter_gather: has(CardFeature::Sg),
+        gso_tcpv4: has(CardFeature::Gso4),
+        gso_tcpv6: has(CardFeature::Gso6),
+        checksum_ipv4: has(CardFeature::Csum4),
+        checksum_ipv6: has(CardFeature::Csum6),
+        ..CardOptions::default()
     };
     let guest = Guest {
         dir,
         name: args.name.clone(),
-        nbd: nbd.into(),
+        nbd,
+        taps: args.tap.clone(),
+        cards,
         options: Options {
             ring_order: args.ring_order,
             persistent: !args.no_persistent,

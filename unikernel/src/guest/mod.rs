@@ -1,9 +1,11 @@
 //! A guest on the embedded host: a domain with memory of its own, a blkfront for each disk that a toolstack attaches,
 //! and an NBD server through which real programs use them.
 
+mod cards;
 mod disk;
 mod exports;
 mod following;
+mod wire;
 
 use std::io;
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use frontend::blkfront::{Machine, Options};
+use frontend::netfront::Options as CardOptions;
 use grant::embedded::{self, Domain, GuestMemory, Ports, RegisterError};
 use grant::{DomId, EventChannel, GrantAccess};
 use nix::sys::signal::{SigSet, Signal};
@@ -19,6 +22,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::nbd::{Server, StartError};
 use crate::store::{self, NoStore};
 use crate::world::World;
+use cards::Cards;
 use exports::Attached;
 use following::Following;
 
@@ -29,8 +33,12 @@ pub struct Guest {
     pub dir: PathBuf,
     /// The domain's name.
     pub name: String,
-    /// Where NBD clients connect.
-    pub nbd: PathBuf,
+    /// Where NBD clients connect, if they are to.
+    pub nbd: Option<PathBuf>,
+    /// TAPs for its cards: the first for vif 0, and so on.
+    pub taps: Vec<String>,
+    /// The choices of its cards.
+    pub cards: CardOptions,
     /// The widths of its disks.
     pub options: Options,
     /// Memory for rings and data.
@@ -83,14 +91,24 @@ impl Guest {
         let Domain { domid, connection: _alive } = embedded::register(&self.dir, &self.name, Some(&memory))?;
         let store = store::domain(&World::Embedded(self.dir.clone()), Some(domid))?;
         let attached = Arc::new(Attached::default());
-        let server = Server::start(&self.nbd, Arc::clone(&attached) as _)?;
+        let server = self.nbd.as_ref().map(|path| Server::start(path, Arc::clone(&attached) as _)).transpose()?;
         let machine = Arc::new(Embedded { dir: self.dir.clone(), domid, memory });
+        let cards = match self.taps.is_empty() {
+            true => None,
+            false => {
+                let store = store::domain(&World::Embedded(self.dir.clone()), Some(domid))?;
+                Some(Cards::start(store, Arc::clone(&machine) as _, self.cards, &self.taps)?)
+            }
+        };
         let mut following = Following::new(store, machine, self.options.clone(), attached)?;
         tracing::info!(%domid, name = self.name, "guest is up");
         ready();
         following.run(&signals)?;
-        server.stop(Duration::from_secs(5));
-        following.close()
+        if let Some(server) = server {
+            server.stop(Duration::from_secs(5));
+        }
+        let closed = cards.map_or(Ok(()), Cards::close);
+        following.close().and(closed)
     }
 }
 
