@@ -7,7 +7,7 @@
 //!              volumes/PAGE              JSON: volumes by name, each with size, mode, used-by
 //!              networks/PAGE             JSON: networks by name, each with uplink, mtu, vlan, used-by
 //!              dev/SHELF/vbd-GUEST-DEVID JSON: phase, reason, path, and stats as of the last sample
-//!              vif/SHELF/vif-GUEST-DEVID JSON: phase, reason, network, mac, ip, queues, features
+//!              vif/SHELF/vif-GUEST-DEVID JSON: phase, reason, network, mac, ip, queues, features, and stats
 //!              overflow                  JSON: the same of devices for which there was no node left
 //!              sample                    dom0 writes a token here ...
 //!              sampled                   ... and finds it here once all stats are fresh
@@ -40,6 +40,8 @@ const MOST: usize = 1900;
 const LONGEST: usize = 400;
 /// Most users of a volume that are named.
 const USERS: usize = 16;
+/// Most addresses of a card that are named.
+const ADDRESSES: usize = 8;
 
 /// The node of a device, below the domain's own directory.
 pub fn device(guest: u16, devid: u32) -> String {
@@ -50,6 +52,15 @@ pub fn device(guest: u16, devid: u32) -> String {
 /// The node of a card, below the domain's own directory.
 pub fn vif(guest: u16, devid: u32) -> String {
     format!("{ROOT}/vif/{}/vif-{guest}-{devid}", devid.wrapping_add(u32::from(guest)) % SHELVES)
+}
+
+/// JSON, without the numbers of `stats` that are 0.
+fn without_zeros(node: &impl Serialize) -> String {
+    let mut value = serde_json::to_value(node).unwrap_or_default();
+    if let Some(stats) = value.get_mut("stats").and_then(|stats| stats.as_object_mut()) {
+        stats.retain(|_, number| *number != 0);
+    }
+    value.to_string()
 }
 
 /// The node with the devices that have none.
@@ -76,11 +87,7 @@ impl DeviceNode {
     /// As published: a reason that is too long is cut, numbers that are 0 are left out.
     pub fn text(&self) -> String {
         let node = DeviceNode { reason: cut(&self.reason), ..self.clone() };
-        let mut value = serde_json::to_value(&node).unwrap_or_default();
-        if let Some(stats) = value.get_mut("stats").and_then(|stats| stats.as_object_mut()) {
-            stats.retain(|_, number| *number != 0);
-        }
-        value.to_string()
+        without_zeros(&node)
     }
 
     /// Reads a device's node, or what stands for it, as dom0; nothing is known of it otherwise.
@@ -115,15 +122,19 @@ pub struct VifNode {
     /// Queues that the frontend chose; 0 while there is none.
     pub queues: usize,
     /// What the frontend chose.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
+    /// Its counters, as of the last sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<netback::stats::Stats>,
 }
 
 impl VifNode {
     /// As published: what is too long is cut.
     pub fn text(&self) -> String {
         let mut node = VifNode { reason: cut(&self.reason), ..self.clone() };
-        node.ip.truncate(USERS);
-        serde_json::to_string(&node).unwrap_or_default()
+        node.ip.truncate(ADDRESSES);
+        without_zeros(&node)
     }
 
     /// What is known of it, as a disk's node has it.
@@ -347,6 +358,36 @@ mod tests {
             for name in &names {
                 let (shelf, name) = name.rsplit_once('/').unwrap();
                 *shelves.entry(shelf).or_default() += name.len() + 1;
+            }
+            assert!(shelves.len() == 16 && shelves.values().all(|bytes| *bytes < MOST), "{shelves:?}");
+        }
+    }
+
+    #[test]
+    fn the_node_of_a_card_has_a_bound() {
+        let mut stats = serde_json::to_value(netback::stats::Stats::default()).unwrap();
+        for number in stats.as_object_mut().unwrap().values_mut() {
+            *number = u64::MAX.into();
+        }
+        let node = VifNode {
+            phase: "connected".into(),
+            reason: "\u{e9}".repeat(1000),
+            network: "n".repeat(64),
+            mac: "00:16:3e:01:02:03".into(),
+            ip: vec!["2001:db8:1111:2222:3333:4444:5555:6666".parse().unwrap(); 32],
+            queues: 16,
+            features: ["multicast", "split-events"].map(|it| it.repeat(4)).into(),
+            stats: serde_json::from_value(stats).unwrap(),
+        };
+        assert!(node.text().len() < MOST, "{}", node.text().len());
+        let read: VifNode = serde_json::from_str(&node.text()).unwrap();
+        assert!(read.ip.len() == ADDRESSES && read.stats == node.stats);
+        // 1,024 cards of one guest, and of one guest each.
+        for name in [|n: u32| vif(7, n), |n: u32| vif(n as u16, 0)] {
+            let mut shelves: BTreeMap<String, usize> = BTreeMap::new();
+            for path in (0..1024).map(name) {
+                let (shelf, name) = path.rsplit_once('/').unwrap();
+                *shelves.entry(shelf.to_owned()).or_default() += name.len() + 1;
             }
             assert!(shelves.len() == 16 && shelves.values().all(|bytes| *bytes < MOST), "{shelves:?}");
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 
-use netback::config::{Allow, Offer};
+use netback::config::{Allow, Offer, Rate};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -32,7 +32,7 @@ pub struct Network {
     /// The largest payload of a frame, for a card whose toolstack does not say.
     pub mtu: u16,
     /// How much each card may send, and receive, where its toolstack does not say.
-    pub rate: Option<String>,
+    pub rate: Option<Rate>,
     /// Queues of a card, 1 to 16.
     pub queues: u16,
     /// What its guests may say that others do not expect of a guest.
@@ -121,11 +121,19 @@ pub(super) fn network(table: NetworkTable) -> Result<(Range<usize>, Network), Wr
             Err(wrong(value.span(), format!("network \"{name}\": {key} = {}: {least} to {most}", value.get_ref())))
         }
     };
+    let rate = match table.rate {
+        None => None,
+        Some(rate) => {
+            let at = rate.span();
+            let parsed = Rate::from_text(rate.get_ref());
+            Some(parsed.map_err(|error| wrong(at, format!("network \"{name}\": {error}")))?)
+        }
+    };
     let network = Network {
         uplink: table.uplink.map_or(Uplink::Switch, Spanned::into_inner),
         vlan: within(table.vlan, "vlan", VLAN)?,
         mtu: within(table.mtu, "mtu", MTU)?.unwrap_or(DEFAULT_MTU),
-        rate: table.rate.map(Spanned::into_inner),
+        rate,
         queues: within(table.queues, "queues", 1..=16)?.unwrap_or(Offer::default().queues),
         allow: table.allow,
         name: name.clone(),
@@ -162,7 +170,8 @@ mod tests {
         let dmz = config.network("dmz").unwrap();
         assert_eq!((dmz.uplink.to_string().as_str(), dmz.vlan, dmz.mtu), ("bridge:br0", Some(7), 9000));
         assert!(dmz.allow.any_source && dmz.allow.router && dmz.allow.dhcp_server);
-        assert_eq!((dmz.rate.as_deref(), dmz.offer().queues), (Some("100Mb/s"), 2));
+        let rate = Rate { bytes: 625_000, interval_us: 50_000, packets: None };
+        assert_eq!((dmz.rate, dmz.offer().queues), (Some(rate), 2));
         assert!(config.network("wan").is_none());
     }
 
@@ -178,6 +187,7 @@ mod tests {
             (&format!("{head}vlan = 4095\n"), "5: network \"lan\": vlan = 4095"),
             (&format!("{head}mtu = 67\n"), "5: network \"lan\": mtu = 67: 68 to 65521"),
             (&format!("{head}mtu = 70000\n"), "5: "),
+            (&format!("{head}rate = 'fast'\n"), "5: network \"lan\": rate \"fast\" is not one: write it like"),
             (&format!("{head}queues = 0\n"), "5: network \"lan\": queues = 0: 1 to 16"),
             (&format!("{head}allow = {{ routers = true }}\n"), "5: unknown field `routers`"),
             (&format!("{head}bridge = 'br0'\n"), "5: unknown field `bridge`"),

@@ -86,6 +86,7 @@ impl Supervisor {
         for name in served.map(|(name, _)| *name).collect::<Vec<Name>>() {
             self.write_node(name)?;
         }
+        self.sample_vifs()?;
         self.store.write(&format!("{}/sampled", publish::ROOT), token.as_bytes())
     }
 

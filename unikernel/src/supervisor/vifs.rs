@@ -7,7 +7,6 @@
 //!                                               one that is not there is looked for again and again
 //! ```
 
-mod keys;
 mod live;
 mod network;
 mod nodes;
@@ -32,7 +31,6 @@ use crate::store::Nodes;
 use network::{Standing, Switch};
 use vif::Vif;
 
-pub use keys::rate_of_text;
 pub use nodes::{TREE, frontend, parse};
 
 /// What the supervisor knows of cards and networks.

@@ -35,7 +35,7 @@ impl Supervisor {
         let read = nodes::describe(&mut self.store, name)?;
         let network = self.network_of_vif(name).cloned();
         let params = read.and_then(|about| match &network {
-            Some(network) => Ok((super::steps::params(network, &about)?.rate, about)),
+            Some(network) => Ok((super::steps::params(network, &about).rate, about)),
             None => Err("it has no network".into()),
         });
         let Some(vif) = self.vifs.vifs.get_mut(&name) else { return Ok(()) };

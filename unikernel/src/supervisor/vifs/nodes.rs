@@ -2,12 +2,12 @@
 
 use std::io;
 
-use netback::config::{Negotiated, Offer, VifName};
+use netback::config::{Negotiated, Offer, Rate, VifName};
+use netback::keys::{self, KeyError, Toolstack};
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{self, Seen};
 use xenstore::{Client, Error, Store};
 
-use super::keys::{self, Toolstack};
 use crate::publish::{self, VifNode};
 use crate::store::Nodes;
 use crate::supervisor::nodes::Name;
@@ -35,10 +35,17 @@ pub fn frontend(name: VifName) -> String {
 /// What the toolstack wrote once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// `bridge`: the network's name; libxl's default where nobody said.
-    pub bridge: String,
-    /// The rest.
+    /// Its keys.
     pub toolstack: Toolstack,
+    /// `rate`, where it says anything: what may pass, or that everything may.
+    pub rate: Option<Option<Rate>>,
+}
+
+impl Description {
+    /// The network's name; empty or libxl's default where nobody said.
+    pub fn bridge(&self) -> &str {
+        self.toolstack.bridge.as_deref().unwrap_or_default()
+    }
 }
 
 /// Reads what the toolstack wrote; the error is a sentence.
@@ -50,17 +57,18 @@ pub fn describe(store: &mut Client, name: VifName) -> Result<Result<Description,
     store.transaction(|tx| {
         let mut key =
             |key: &str| -> Result<String, Error> { Ok(tx.text(&format!("{dir}/{key}"))?.unwrap_or_default()) };
-        let (theirs, id, bridge) = (key("frontend")?, key("frontend-id")?, key("bridge")?);
+        let (theirs, id) = (key("frontend")?, key("frontend-id")?);
         if theirs != frontend(name) || id != name.guest.to_string() {
-            let cut = |text: &str| text.escape_debug().take(64).collect::<String>();
             return Ok(Err(format!(
-                "frontend = \"{}\" and frontend-id = \"{}\" do not belong to this directory",
-                cut(&theirs),
-                cut(&id)
+                "frontend = {} and frontend-id = {} do not belong to this directory",
+                keys::Excerpt::new(theirs.as_bytes()),
+                keys::Excerpt::new(id.as_bytes())
             )));
         }
-        let toolstack = with(tx, &dir, keys::toolstack)?;
-        Ok(toolstack.map(|toolstack| Description { bridge, toolstack }))
+        Ok(with(tx, &dir, Toolstack::read)?.and_then(|toolstack| {
+            let rate = toolstack.rate.as_deref().map(Rate::from_xenstore).transpose();
+            Ok(Description { rate: rate.map_err(|error| error.to_string())?, toolstack })
+        }))
     })
 }
 
@@ -68,7 +76,7 @@ pub fn describe(store: &mut Client, name: VifName) -> Result<Result<Description,
 fn with<T>(
     tx: &mut impl Nodes,
     dir: &str,
-    read: impl FnOnce(&mut keys::Lookup<'_>) -> Result<T, String>,
+    read: impl FnOnce(&mut keys::Lookup<'_>) -> Result<T, KeyError>,
 ) -> Result<Result<T, String>, Error> {
     let mut failure = None;
     let mut lookup = |key: &str| {
@@ -81,7 +89,7 @@ fn with<T>(
     let read = read(&mut lookup);
     match failure {
         Some(error) => Err(error),
-        None => Ok(read),
+        None => Ok(read.map_err(|error| error.to_string())),
     }
 }
 
@@ -99,10 +107,16 @@ pub fn look(store: &mut Client, name: VifName) -> Result<Seen, Error> {
 /// When the store does not answer, or the directory is gone.
 pub fn offer(store: &mut Client, name: VifName, offer: &Offer) -> Result<(), Error> {
     let dir = backend(name);
+    let keys = keys::published(offer);
+    let unsaid = keys::published(&Offer::default()).into_iter().map(|(key, _)| key);
+    let unsaid: Vec<&str> = unsaid.filter(|key| keys.iter().all(|(said, _)| said != key)).collect();
     store.transaction(|tx| {
         tx.read(&format!("{dir}/state"))?;
-        for (key, value) in keys::published(offer) {
+        for (key, value) in &keys {
             tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
+        }
+        for key in &unsaid {
+            tx.rm(&format!("{dir}/{key}"))?;
         }
         // Nobody answers before it is Connected.
         tx.write(&format!("{dir}/carrier"), b"0")?;
@@ -117,7 +131,7 @@ pub fn offer(store: &mut Client, name: VifName, offer: &Offer) -> Result<(), Err
 /// # Errors
 /// The outer one when the store does not answer.
 pub fn negotiated(store: &mut Client, name: VifName, offer: &Offer) -> Result<Result<Negotiated, String>, Error> {
-    store.transaction(|tx| with(tx, &frontend(name), |lookup| keys::negotiated(offer, lookup)))
+    store.transaction(|tx| with(tx, &frontend(name), |lookup| Negotiated::read(offer, lookup)))
 }
 
 /// Reads `request-multicast-control`, which a frontend may change at any time.
@@ -125,7 +139,7 @@ pub fn negotiated(store: &mut Client, name: VifName, offer: &Offer) -> Result<Re
 /// # Errors
 /// The outer one when the store does not answer.
 pub fn multicast(store: &mut Client, name: VifName) -> Result<Result<bool, String>, Error> {
-    store.transaction(|tx| with(tx, &frontend(name), keys::multicast))
+    store.transaction(|tx| with(tx, &frontend(name), keys::multicast_control))
 }
 
 /// Reads `xdp-headroom`, which a frontend may change by way of Reconfiguring.

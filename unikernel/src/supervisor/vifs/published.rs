@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use netback::config::VifName;
+use netback::stats;
 use xenstore::Error;
 
 use super::{network, nodes};
@@ -29,17 +30,38 @@ impl Supervisor {
         if vif.published.as_ref() == Some(&node) {
             return Ok(());
         }
-        vif.published = Some(node.clone());
+        vif.published = Some(node);
+        self.write_vif_node(name)
+    }
+
+    /// Writes the node of a card, with fresh numbers.
+    fn write_vif_node(&mut self, name: VifName) -> Result<(), Error> {
+        let Some(vif) = self.vifs.vifs.get(&name) else { return Ok(()) };
+        let Some(node) = &vif.published else { return Ok(()) };
+        let stats = vif.meter.as_ref().map(|(_, meter)| stats::snapshot(meter));
+        let node = VifNode { stats, ..node.clone() };
         match nodes::publish(&mut self.store, name, &node) {
-            Err(error) if error.is_quota() => match self.vifs.overflow.insert(name.to_string(), node.clone()) {
-                Some(before) if before == node => Ok(()),
-                _ => self.write_overflow(),
-            },
+            Err(error) if error.is_quota() => {
+                let node = VifNode { stats: None, ..node };
+                match self.vifs.overflow.insert(name.to_string(), node.clone()) {
+                    Some(before) if before == node => Ok(()),
+                    _ => self.write_overflow(),
+                }
+            }
             other => {
                 other?;
                 self.leave_vif_overflow(name)
             }
         }
+    }
+
+    /// Brings the published numbers of all cards up to date.
+    pub(in crate::supervisor) fn sample_vifs(&mut self) -> Result<(), Error> {
+        let served = self.vifs.vifs.iter().filter(|(_, vif)| vif.meter.is_some());
+        for name in served.map(|(name, _)| *name).collect::<Vec<VifName>>() {
+            self.write_vif_node(name)?;
+        }
+        Ok(())
     }
 
     /// A card is not among those without a node, or not any more.

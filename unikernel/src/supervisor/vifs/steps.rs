@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use grant::meter::Meter;
 use netback::config::{Connect, VifName, VifParams};
 use xenstore::Error;
 use xenstore::xenbus::XenbusState;
@@ -131,13 +132,13 @@ impl Supervisor {
                 return Ok(false);
             }
         };
-        let found = network::of_bridge(&self.config.networks, &self.config.vm.name, &about.bridge);
-        let found = found.and_then(|network| Ok((network.name.clone(), params(network, &about)?)));
+        let found = network::of_bridge(&self.config.networks, &self.config.vm.name, about.bridge());
+        let found = found.map(|network| network.name.clone());
         if let Some(vif) = self.vifs.vifs.get_mut(&name) {
             vif.about = Some(about.clone());
         }
         let network = match found {
-            Ok((network, _)) => network,
+            Ok(network) => network,
             Err(why) => {
                 self.refuse_vif(name, &why, false)?;
                 return Ok(false);
@@ -222,17 +223,14 @@ impl Supervisor {
             Ok(about) => about,
             Err(why) => return self.refuse_vif(name, &why, false),
         };
-        let params = match params(&network, &about) {
-            Ok(params) => params,
-            Err(why) => return self.refuse_vif(name, &why, false),
-        };
+        let params = params(&network, &about);
         let worker = match self.switch(&network.name) {
             Ok(worker) => worker,
             Err(error) => return self.refuse_vif(name, &format!("no worker can be started: {error}"), false),
         };
         let connected = Parts::open(&self.world, self.own, negotiated.queues.len()).and_then(|parts| {
             if let Some(vif) = self.vifs.vifs.get_mut(&name) {
-                vif.meter = Some(parts.meter()?);
+                vif.meter = Some((parts.meter()?, Meter::open(parts.meter()?)?));
                 vif.worker = Some(worker);
                 vif.service = Service::Connecting;
                 vif.negotiated = Some(negotiated.clone());
@@ -320,57 +318,48 @@ impl Supervisor {
 }
 
 /// What the network is to know of a card: what its toolstack said, else what the configuration says.
-///
-/// # Errors
-/// A sentence.
-pub(super) fn params(network: &Network, about: &Description) -> Result<VifParams, String> {
+pub(super) fn params(network: &Network, about: &Description) -> VifParams {
     let toolstack = &about.toolstack;
-    let of_config = || network.rate.as_deref().map(super::keys::rate_of_text).transpose();
-    let rate = match toolstack.rate {
-        Some(rate) => Some(rate),
-        None => of_config().map_err(|why| format!("network {}: {why}", network.name))?,
-    };
-    Ok(VifParams {
+    VifParams {
         mac: toolstack.mac,
         addresses: toolstack.addresses.clone(),
         vlan: toolstack.vlan.or(network.vlan),
         mtu: toolstack.mtu.unwrap_or(network.mtu),
-        rate,
+        rate: about.rate.unwrap_or(network.rate),
         allow: network.allow,
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use netback::config::{Allow, Rate};
 
-    use super::super::keys::Toolstack;
     use super::*;
     use crate::config::Uplink;
+    use netback::keys::Toolstack;
 
     #[test]
     fn what_the_toolstack_says_goes_before_the_configuration() {
+        let configured = Rate { bytes: 20_000, interval_us: 20_000, packets: None };
         let network = Network {
             name: "lan".into(),
             uplink: Uplink::Switch,
             vlan: Some(7),
             mtu: 9000,
-            rate: Some("1MB/s@20ms".into()),
+            rate: Some(configured),
             queues: 4,
             allow: Allow { router: true, ..Allow::default() },
         };
         let mac = "00:16:3e:01:02:03".parse().unwrap();
-        let silent = Toolstack { mac, addresses: Vec::new(), rate: None, mtu: None, vlan: None };
-        let about = |toolstack: Toolstack| Description { bridge: "lan".into(), toolstack };
-        let read = params(&network, &about(silent.clone())).unwrap();
-        let configured = Rate { bytes: 20_000, interval_us: 20_000, packets: None };
+        let silent = Toolstack { mac, addresses: Vec::new(), bridge: None, rate: None, mtu: None, vlan: None };
+        let read = params(&network, &Description { toolstack: silent.clone(), rate: None });
         assert_eq!((read.vlan, read.mtu, read.rate), (Some(7), 9000, Some(configured)));
         assert!(read.allow.router);
         let own = Rate { bytes: 5, interval_us: 6, packets: None };
-        let said = Toolstack { rate: Some(own), mtu: Some(1400), vlan: Some(8), ..silent.clone() };
-        let read = params(&network, &about(said)).unwrap();
+        let said = Toolstack { mtu: Some(1400), vlan: Some(8), ..silent.clone() };
+        let read = params(&network, &Description { toolstack: said, rate: Some(Some(own)) });
         assert_eq!((read.vlan, read.mtu, read.rate), (Some(8), 1400, Some(own)));
-        let wrong = Network { rate: Some("fast".into()), ..network };
-        assert!(params(&wrong, &about(silent)).unwrap_err().starts_with("network lan: rate = \"fast\""));
+        // A toolstack that writes "0,0" wants no limit.
+        assert_eq!(params(&network, &Description { toolstack: silent, rate: Some(None) }).rate, None);
     }
 }

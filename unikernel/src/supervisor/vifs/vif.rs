@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use grant::meter::Meter;
 use netback::config::{Negotiated, Rate};
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{Parts, Service};
@@ -57,8 +58,8 @@ pub struct Vif {
     pub draining: Option<Instant>,
     /// The worker that serves it, or served it and is not fenced.
     pub worker: Option<WorkerId>,
-    /// Its counters.
-    pub meter: Option<OwnedFd>,
+    /// Its counters, and the descriptor behind them.
+    pub meter: Option<(OwnedFd, Meter)>,
     /// What its frontend chose last.
     pub negotiated: Option<Negotiated>,
     /// What the worker was told of its rate last.
@@ -224,6 +225,7 @@ impl Vif {
             ip: about.map(|about| about.toolstack.addresses.clone()).unwrap_or_default(),
             queues: self.negotiated.as_ref().map_or(0, |chosen| chosen.queues.len()),
             features: self.negotiated.as_ref().map(super::features).unwrap_or_default(),
+            stats: None,
         }
     }
 }
