@@ -36,11 +36,11 @@ enum Command {
     Serve(ServeArgs),
     /// A guest on the embedded host: each of its disks is an NBD export
     Guest(GuestArgs),
-    /// Give a guest a volume and wait until its disk is Connected
+    /// Give a guest a volume or a network: wait until its disk is Connected, or its card is offered
     Attach(AttachArgs),
-    /// Take a disk away from a guest and wait until it is gone
+    /// Take a disk or a card away from a guest and wait until it is gone
     Detach(DetachArgs),
-    /// Every service VM, volume and disk: both xenbus states, why not connected, counters
+    /// Every service VM, volume, network, disk and card: both xenbus states, why not connected, counters
     Status(StatusArgs),
     /// Say that a volume is well again: what waits for it is tried at once, and flushes that failed are forgotten
     Resume(ResumeArgs),
@@ -51,7 +51,7 @@ enum Command {
     /// Started by `serve` and by PID 1
     #[command(hide = true)]
     Supervisor(SupervisorArgs),
-    /// Started by the supervisor, one for each guest
+    /// Started by the supervisor, one for the disks of each guest and one for each network
     #[command(hide = true)]
     Worker,
     /// Started by `demo`

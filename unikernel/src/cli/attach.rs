@@ -1,15 +1,20 @@
 //! `windsor attach`.
 
+use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
+use netback::config::Rate;
+use netback::packet::Mac;
 
 use super::{FAILED, Failure, MISSING, Outcome, USAGE, WorldArgs};
 use xenstore::Client;
 
+use crate::device::Device;
 use crate::store;
 use crate::toolstack::attach::{self, Wanted};
+use crate::toolstack::card;
 use crate::vdev::Vdev;
 use crate::world::World;
 
@@ -21,8 +26,8 @@ pub struct AttachArgs {
     /// The guest
     #[arg(value_name = "GUEST")]
     guest: String,
-    /// Service VM and volume
-    #[arg(value_name = "VM:VOLUME")]
+    /// Service VM and volume, or network
+    #[arg(value_name = "VM:VOLUME|VM:NETWORK")]
     source: String,
     /// As which disk [default: the first that is free]
     #[arg(long, value_name = "XVDA")]
@@ -30,7 +35,22 @@ pub struct AttachArgs {
     /// The guest may only read
     #[arg(long)]
     ro: bool,
-    /// How long both sides may take to be Connected
+    /// As which network card [default: the first that is free]
+    #[arg(long, value_name = "N", help_heading = "Network cards", value_parser = clap::value_parser!(u32).range(..1 << 31))]
+    vif: Option<u32>,
+    /// Its address [default: one of Xen's, at random]
+    #[arg(long, value_name = "MAC", help_heading = "Network cards", value_parser = station)]
+    mac: Option<Mac>,
+    /// What it may use as source; again for more [default: any]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Network cards")]
+    ip: Vec<IpAddr>,
+    /// How much it may send, and receive, such as 100Mb/s or 10MB/s@20ms [default: the network's]
+    #[arg(long, value_name = "RATE", help_heading = "Network cards", value_parser = Rate::from_text)]
+    rate: Option<Rate>,
+    /// The largest payload of a frame, in bytes [default: the network's]
+    #[arg(long, value_name = "BYTES", help_heading = "Network cards", value_parser = clap::value_parser!(u16).range(68..=65521))]
+    mtu: Option<u16>,
+    /// How long both sides of a disk may take to be Connected, and the service VM to offer a card
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     wait: u64,
 }
@@ -45,11 +65,14 @@ pub fn run(args: &AttachArgs) -> Outcome {
     else {
         return Err(Failure::new(
             USAGE,
-            format!("\"{}\" names no volume: give VM:VOLUME, such as acme:db", args.source),
+            format!("\"{}\" names no volume: give VM:VOLUME, such as acme:db, or VM:NETWORK", args.source),
         ));
     };
     let world = args.world.world()?;
     let mut store = store::toolstack(&world)?;
+    if args.is_card() || card::is_network(&mut store, service, volume)? {
+        return args.card(&world, &mut store, (service, volume));
+    }
     let wanted = Wanted {
         guest: &args.guest,
         service,
@@ -64,6 +87,75 @@ pub fn run(args: &AttachArgs) -> Outcome {
     };
     println!("{vdev}");
     Ok(())
+}
+
+impl AttachArgs {
+    /// Something is said that only a card has.
+    fn is_card(&self) -> bool {
+        self.vif.is_some() || self.mac.is_some() || !self.ip.is_empty() || self.rate.is_some() || self.mtu.is_some()
+    }
+
+    fn card(&self, world: &World, store: &mut Client, (service, network): (&str, &str)) -> Outcome {
+        if self.vdev.is_some() || self.ro {
+            return Err(Failure::new(USAGE, "--vdev and --ro are for disks"));
+        }
+        let wanted = card::Wanted {
+            guest: &self.guest,
+            service,
+            network,
+            devid: self.vif,
+            mac: self.mac,
+            addresses: &self.ip,
+            rate: self.rate,
+            mtu: self.mtu,
+            wait: Duration::from_secs(self.wait),
+        };
+        let device = match world {
+            World::Embedded(_) => card::run(store, &wanted)?,
+            World::Xen => card_through_xl(store, &wanted)?,
+        };
+        println!("{device}");
+        Ok(())
+    }
+}
+
+/// The address of one station.
+fn station(text: &str) -> Result<Mac, String> {
+    match text.parse::<Mac>() {
+        Ok(mac) if mac.is_group() => Err(format!("{mac} is the address of a group")),
+        other => other.map_err(|error| error.to_string()),
+    }
+}
+
+/// A card as `xl` sets it up.
+fn card_through_xl(store: &mut Client, wanted: &card::Wanted<'_>) -> Result<Device, Failure> {
+    let prepared = card::prepare(store, wanted)?;
+    let mut words = vec![
+        "network-attach".to_owned(),
+        prepared.guest.domid.to_string(),
+        format!("devid={}", prepared.device.devid()),
+        format!("mac={}", prepared.mac),
+        format!("bridge={}", wanted.network),
+        format!("backend={}", prepared.service.name),
+        format!("mtu={}", prepared.mtu),
+    ];
+    if !wanted.addresses.is_empty() {
+        let addresses: Vec<String> = wanted.addresses.iter().map(IpAddr::to_string).collect();
+        words.push(format!("ip={}", addresses.join(" ")));
+    }
+    // xl knows no rate but its own words: so many bytes in an interval.
+    words.extend(wanted.rate.map(|rate| {
+        let per_second = u128::from(rate.bytes) * 1_000_000 / u128::from(rate.interval_us.max(1));
+        format!("rate={per_second}B/s@{}us", rate.interval_us)
+    }));
+    run_xl(&words.iter().map(String::as_str).collect::<Vec<_>>()).map_err(|mut failure| {
+        if let Ok(Some(why)) = card::explain(store, &prepared) {
+            failure.text = format!("{} ({why})", failure.text);
+        }
+        failure
+    })?;
+    card::wait(store, &prepared, wanted.wait)?;
+    Ok(prepared.device)
 }
 
 /// On real Xen the nodes are libxl's: `xl` writes them, we wait and explain.

@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::attach::run_xl;
 use super::{Failure, Outcome, WorldArgs};
+use crate::device::Device;
 use crate::store;
 use crate::toolstack::detach;
-use crate::vdev::Vdev;
 use crate::world::World;
 
 /// Arguments of `windsor detach`.
@@ -19,10 +19,10 @@ pub struct DetachArgs {
     /// The guest
     #[arg(value_name = "GUEST")]
     guest: String,
-    /// The disk
-    #[arg(value_name = "XVDA")]
-    vdev: Vdev,
-    /// Take the disk away without the guest's consent; it loses what it has not flushed
+    /// The disk, or network card
+    #[arg(value_name = "XVDA|VIF0")]
+    device: Device,
+    /// Take it away without the guest's consent; what a disk has not flushed is lost
     #[arg(long)]
     force: bool,
     /// How long the guest and the service VM may take
@@ -37,14 +37,18 @@ pub struct DetachArgs {
 pub fn run(args: &DetachArgs) -> Outcome {
     let world = args.world.world()?;
     let mut store = store::toolstack(&world)?;
-    let found = detach::find(&mut store, &args.guest, args.vdev)?;
+    let found = detach::find(&mut store, &args.guest, args.device)?;
     let wait = Duration::from_secs(args.wait);
     match world {
         World::Embedded(_) => Ok(detach::run(&mut store, &found, args.force, wait)?),
         World::Xen => {
-            let (domid, devid) = (found.guest.domid.to_string(), args.vdev.0.to_string());
-            let mut words = vec!["block-detach", &domid, &devid];
-            if args.force {
+            let (domid, devid) = (found.guest.domid.to_string(), args.device.devid().to_string());
+            let command = match args.device {
+                Device::Disk(_) => "block-detach",
+                Device::Card(_) => "network-detach",
+            };
+            let mut words = vec![command, &domid, &devid];
+            if args.force && command == "block-detach" {
                 words.push("force");
             }
             run_xl(&words)?;

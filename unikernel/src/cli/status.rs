@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{FAILED, Failure, Outcome, WorldArgs};
 use crate::store;
-use crate::toolstack::look::{self, DeviceStatus, Status};
+use crate::toolstack::look::{self, CardStatus, DeviceStatus, Status};
 
 /// Arguments of `windsor status`.
 #[derive(Args, Debug)]
@@ -18,7 +18,7 @@ pub struct StatusArgs {
     json: bool,
 }
 
-/// Prints every service VM with its volumes and devices.
+/// Prints every service VM with its volumes, networks and devices.
 ///
 /// # Errors
 /// When there is no world or the store does not answer.
@@ -52,6 +52,17 @@ fn table(status: &Status) -> String {
         for device in &vm.devices {
             out.push_str(&line(device));
         }
+        for network in &vm.networks {
+            let about = &network.about;
+            let error = if about.error.is_empty() { String::new() } else { format!(": {}", about.error) };
+            let vlan = about.vlan.map(|vlan| format!("  vlan {vlan}")).unwrap_or_default();
+            let users = if about.used_by.is_empty() { "free".to_owned() } else { about.used_by.join(" ") };
+            let (name, uplink, mtu) = (&network.name, &about.uplink, about.mtu);
+            let _ = writeln!(out, "  network {name}  {uplink}  mtu {mtu}{vlan}  {users}{error}");
+        }
+        for card in &vm.cards {
+            out.push_str(&card_line(card));
+        }
     }
     out
 }
@@ -80,6 +91,45 @@ fn line(device: &DeviceStatus) -> String {
     }
     if !device.reason.is_empty() {
         let _ = write!(line, "\n    {}", device.reason);
+    }
+    line.push('\n');
+    line
+}
+
+fn card_line(card: &CardStatus) -> String {
+    let mut line = format!(
+        "  {} {}  {}  {}  {}  backend {}, frontend {}",
+        card.guest, card.vif, card.network, card.mac, card.phase, card.backend, card.frontend
+    );
+    if !card.ip.is_empty() {
+        let addresses: Vec<String> = card.ip.iter().map(ToString::to_string).collect();
+        let _ = write!(line, "  ip {}", addresses.join(" "));
+    }
+    if card.queues > 0 {
+        let _ = write!(line, "  queues {}  {}", card.queues, card.features.join(" "));
+    }
+    if let Some(stats) = &card.stats {
+        let dropped = [
+            stats.dropped_policy,
+            stats.dropped_nobody,
+            stats.dropped_no_room,
+            stats.dropped_unfit,
+            stats.dropped_group,
+            stats.dropped_memory,
+        ];
+        let _ = write!(
+            line,
+            "  sent {} ({}), received {} ({}), dropped {}, errors {}",
+            stats.sent_packets,
+            size(stats.sent_bytes),
+            stats.received_packets,
+            size(stats.received_bytes),
+            dropped.iter().fold(0u64, |sum, count| sum.saturating_add(*count)),
+            stats.sent_errors.saturating_add(stats.received_errors),
+        );
+    }
+    if !card.reason.is_empty() {
+        let _ = write!(line, "\n    {}", card.reason);
     }
     line.push('\n');
     line

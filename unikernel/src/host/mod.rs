@@ -26,7 +26,6 @@ use xenstore::Client;
 use xenstore::server::{Limits, Server, ServerHandle};
 
 use crate::toolstack::Paths;
-use crate::vdev::Vdev;
 
 /// How long the backends of a domain that ended may take.
 const DESTROY_PATIENCE: Duration = Duration::from_secs(10);
@@ -85,17 +84,17 @@ fn prepare(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// A domain that ended, and its disks.
+/// A domain that ended, and its devices.
 struct Dead {
     domid: DomId,
     name: String,
-    disks: Vec<(Vdev, Paths)>,
+    devices: Vec<Paths>,
 }
 
 /// Waits for the backends of dead domains, one domain after the other.
 fn bury(mut store: Client, burials: &Receiver<Dead>) {
-    while let Ok(Dead { domid, name, disks }) = burials.recv() {
-        if let Err(error) = nodes::bury(&mut store, domid.0, &name, disks) {
+    while let Ok(Dead { domid, name, devices }) = burials.recv() {
+        if let Err(error) = nodes::bury(&mut store, domid.0, &name, devices) {
             tracing::error!(%domid, name, "what is left of a dead domain stays: {error}");
         }
     }
@@ -133,10 +132,10 @@ impl Lifecycle for Toolstack {
 
     fn released(&mut self, domid: DomId, name: &str) {
         let released = self.with_store(|store| {
-            let disks = nodes::destroy(&mut store.client, domid.0).map_err(io::Error::other);
+            let devices = nodes::destroy(&mut store.client, domid.0).map_err(io::Error::other);
             store.handle.release(domid.0)?;
             // The other end goes only with the process.
-            let _ = store.dead.send(Dead { domid, name: name.to_owned(), disks: disks? });
+            let _ = store.dead.send(Dead { domid, name: name.to_owned(), devices: devices? });
             Ok(())
         });
         if let Err(error) = released {

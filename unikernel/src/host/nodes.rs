@@ -2,11 +2,11 @@
 
 use xenstore::{Client, Error, Permission, Store};
 
+use crate::device::Device;
 use crate::store::Nodes;
 use crate::toolstack::Paths;
 use crate::toolstack::detach;
 use crate::toolstack::domain::Domain;
-use crate::vdev::Vdev;
 
 /// Below a domain's directory: what it may write itself (toolstack.md A1).
 const ITS_OWN: [&str; 7] = ["data", "attr", "feature", "drivers", "error", "control/shutdown", "libxl"];
@@ -41,47 +41,48 @@ pub fn create(store: &mut Client, domid: u16, name: &str) -> Result<(), Error> {
     })
 }
 
-/// The disks of a domain, from the toolstack's own copy.
+/// The devices of a domain, from the toolstack's own copy.
 ///
 /// # Errors
 /// When the store does not answer.
-pub fn disks(store: &mut Client, domid: u16) -> Result<Vec<(Vdev, Paths)>, Error> {
-    let mut disks = Vec::new();
-    let root = format!("/libxl/{domid}/device/vbd");
-    for devid in store.list(&root)? {
-        let backend = store.text(&format!("{root}/{devid}/backend"))?.unwrap_or_default();
-        let service = backend.strip_prefix("/local/domain/").and_then(|rest| rest.split('/').next()?.parse().ok());
-        if let (Ok(devid), Some(service)) = (devid.parse(), service) {
-            disks.push((Vdev(devid), Paths::new(domid, service, devid)));
+pub fn devices(store: &mut Client, domid: u16) -> Result<Vec<Paths>, Error> {
+    let mut devices = Vec::new();
+    for class in Device::CLASSES {
+        let root = format!("/libxl/{domid}/device/{class}");
+        for devid in store.list(&root)? {
+            let backend = store.text(&format!("{root}/{devid}/backend"))?.unwrap_or_default();
+            let service = backend.strip_prefix("/local/domain/").and_then(|rest| rest.split('/').next()?.parse().ok());
+            let device = devid.parse().ok().and_then(|devid| Device::new(class, devid));
+            devices.extend(device.zip(service).map(|(device, service)| Paths::new(domid, service, device)));
         }
     }
-    Ok(disks)
+    Ok(devices)
 }
 
 /// A domain has ended: its directory goes, and with it the frontends, in the transaction that asks the backends to
-/// close, as `xl destroy` does it. The disks to wait for are returned.
+/// close, as `xl destroy` does it. The devices to wait for are returned.
 ///
 /// # Errors
 /// When the store does not answer.
-pub fn destroy(store: &mut Client, domid: u16) -> Result<Vec<(Vdev, Paths)>, Error> {
-    let disks = disks(store, domid)?;
+pub fn destroy(store: &mut Client, domid: u16) -> Result<Vec<Paths>, Error> {
+    let devices = devices(store, domid)?;
     store.transaction(|tx| {
-        for (_, paths) in &disks {
+        for paths in &devices {
             detach::ask(tx, paths, true)?;
         }
         tx.rm(&format!("/local/domain/{domid}"))
     })?;
-    Ok(disks)
+    Ok(devices)
 }
 
 /// Waits for the backends of a domain that ended, and takes away what they leave.
 ///
 /// # Errors
 /// When the store does not answer.
-pub fn bury(store: &mut Client, domid: u16, name: &str, disks: Vec<(Vdev, Paths)>) -> Result<(), Error> {
+pub fn bury(store: &mut Client, domid: u16, name: &str, devices: Vec<Paths>) -> Result<(), Error> {
     let guest = Domain { domid, name: name.to_owned() };
-    for (vdev, paths) in disks {
-        let found = detach::Found { guest: guest.clone(), vdev, paths };
+    for paths in devices {
+        let found = detach::Found { guest: guest.clone(), device: paths.device, paths };
         match detach::wait(store, &found, super::DESTROY_PATIENCE) {
             Ok(()) => {}
             Err(crate::toolstack::Refusal::Store(error)) => return Err(error),

@@ -8,6 +8,7 @@ use xenstore::{Client, Error, Permission, Store};
 use super::domain::{self, Domain, or_none};
 use super::look::{self, Seen};
 use super::{Paths, Refusal, detach};
+use crate::device::Device;
 use crate::publish;
 use crate::store::Nodes;
 use crate::vdev::Vdev;
@@ -53,7 +54,7 @@ pub fn prepare(store: &mut Client, wanted: &Wanted<'_>) -> Result<Prepared, Refu
         return Err(Refusal::Failed(format!("{} cannot be its own guest", guest.name)));
     }
     let vdev = choose(store, &guest, wanted.vdev)?;
-    let paths = Paths::new(guest.domid, service.domid, vdev.0);
+    let paths = Paths::new(guest.domid, service.domid, Device::Disk(vdev));
     if look::state(store, &paths.backend)? != XenbusState::Unknown {
         return Err(Refusal::Busy(format!(
             "{} is still giving up {vdev} of {}: try again, or see `windsor status`",
@@ -86,12 +87,7 @@ pub fn run(store: &mut Client, wanted: &Wanted<'_>) -> Result<Vdev, Refusal> {
 /// The service VM, once it is known to have the volume.
 fn service(store: &mut Client, wanted: &Wanted<'_>) -> Result<Domain, Refusal> {
     let service = domain::find(store, wanted.service, "service VM")?;
-    if store.text(&format!("/local/domain/{}/{}/ready", service.domid, publish::ROOT))?.as_deref() != Some("1") {
-        return Err(Refusal::NotFound(format!(
-            "{} is no service VM that is ready (no `windsor serve` runs there)",
-            service.name
-        )));
-    }
+    is_ready(store, &service)?;
     let volumes = store.transaction(|tx| publish::read_volumes(tx, service.domid))?;
     if !volumes.contains_key(wanted.volume) {
         let names: Vec<&str> = volumes.keys().map(String::as_str).collect();
@@ -103,6 +99,17 @@ fn service(store: &mut Client, wanted: &Wanted<'_>) -> Result<Domain, Refusal> {
         )));
     }
     Ok(service)
+}
+
+/// Whether a domain serves.
+pub(super) fn is_ready(store: &mut Client, service: &Domain) -> Result<(), Refusal> {
+    if store.text(&format!("/local/domain/{}/{}/ready", service.domid, publish::ROOT))?.as_deref() != Some("1") {
+        return Err(Refusal::NotFound(format!(
+            "{} is no service VM that is ready (no `windsor serve` runs there)",
+            service.name
+        )));
+    }
+    Ok(())
 }
 
 /// The wanted disk if it is free, or the first free one.
@@ -126,7 +133,6 @@ fn choose(store: &mut Client, guest: &Domain, wanted: Option<Vdev>) -> Result<Vd
 fn write(store: &mut Client, prepared: &Prepared, wanted: &Wanted<'_>) -> Result<(), Error> {
     let Prepared { guest, service, vdev, paths } = prepared;
     let (guest, service) = (guest.domid, service.domid);
-    let Paths { frontend, backend, libxl, .. } = paths;
     let number = |n: u32| n.to_string();
     let of_frontend = [
         ("backend-id", number(service.into())),
@@ -136,7 +142,7 @@ fn write(store: &mut Client, prepared: &Prepared, wanted: &Wanted<'_>) -> Result
         ("trusted", number(1)),
     ];
     let of_backend = [
-        ("frontend", frontend.clone()),
+        ("frontend", paths.frontend.clone()),
         ("params", wanted.volume.to_owned()),
         ("script", "/etc/xen/scripts/block".to_owned()),
         ("frontend-id", number(guest.into())),
@@ -151,8 +157,22 @@ fn write(store: &mut Client, prepared: &Prepared, wanted: &Wanted<'_>) -> Result
         ("discard-enable", number(1)),
         ("specification", "xen".to_owned()),
     ];
-    let for_guest = [Permission::none(guest), Permission::read(service)];
-    let for_service = [Permission::none(service), Permission::read(guest)];
+    write_device(store, paths, &of_frontend, &of_backend)
+}
+
+/// Writes a device's nodes: its frontend's and its backend's, and libxl's own copy.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) fn write_device(
+    store: &mut Client,
+    paths: &Paths,
+    of_frontend: &[(&str, String)],
+    of_backend: &[(&str, String)],
+) -> Result<(), Error> {
+    let Paths { frontend, backend, libxl, guest, service, device } = paths;
+    let for_guest = [Permission::none(*guest), Permission::read(*service)];
+    let for_service = [Permission::none(*service), Permission::read(*guest)];
     store.transaction(|tx| {
         tx.rm(libxl)?;
         tx.write(&format!("{libxl}/frontend"), frontend.as_bytes())?;
@@ -162,28 +182,28 @@ fn write(store: &mut Client, prepared: &Prepared, wanted: &Wanted<'_>) -> Result
         tx.mkdir(frontend)?;
         tx.set_perms(frontend, &for_guest)?;
         tx.write(&format!("{frontend}/backend"), backend.as_bytes())?;
-        for (key, value) in &of_frontend {
+        for (key, value) in of_frontend {
             tx.write(&format!("{frontend}/{key}"), value.as_bytes())?;
             tx.set_perms(&format!("{frontend}/{key}"), &for_guest)?;
         }
 
         // The service VM may read its way down to its devices, and create none.
         let mut parent = format!("/local/domain/{service}");
-        for part in ["backend", "vbd", &number(guest.into())] {
+        for part in ["backend", device.class(), &guest.to_string()] {
             parent = format!("{parent}/{part}");
             if tx.read_optional(&parent)?.is_none() {
                 tx.mkdir(&parent)?;
-                tx.set_perms(&parent, &[Permission::none(0), Permission::read(service)])?;
+                tx.set_perms(&parent, &[Permission::none(0), Permission::read(*service)])?;
             }
         }
         tx.rm(backend)?;
         tx.mkdir(backend)?;
         tx.set_perms(backend, &for_service)?;
-        for (key, value) in &of_backend {
+        for (key, value) in of_backend {
             tx.write(&format!("{backend}/{key}"), value.as_bytes())?;
         }
 
-        for (key, value) in &of_backend {
+        for (key, value) in of_backend {
             tx.write(&format!("{libxl}/{key}"), value.as_bytes())?;
         }
         Ok(())

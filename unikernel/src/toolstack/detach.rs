@@ -1,4 +1,4 @@
-//! `windsor detach` in the embedded world: takes a disk away from a guest.
+//! `windsor detach` in the embedded world: takes a device away from a guest.
 
 use std::time::{Duration, Instant};
 
@@ -8,49 +8,50 @@ use xenstore::{Client, Error, Store};
 use super::domain::{self, Domain};
 use super::look::Seen;
 use super::{Paths, Refusal};
+use crate::device::Device;
 use crate::store::Nodes;
-use crate::vdev::Vdev;
 
 /// Of the watch on a backend.
 pub const TOKEN: &str = "windsor-detach";
 
-/// The disk to take away.
+/// The device to take away.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// Whose.
     pub guest: Domain,
     /// Which.
-    pub vdev: Vdev,
+    pub device: Device,
     /// Where.
     pub paths: Paths,
 }
 
-/// Finds a disk of a guest.
+/// Finds a device of a guest.
 ///
 /// # Errors
-/// [`Refusal::NotFound`] with the disks there are.
-pub fn find(store: &mut Client, guest: &str, vdev: Vdev) -> Result<Found, Refusal> {
+/// [`Refusal::NotFound`] with the devices of its kind there are.
+pub fn find(store: &mut Client, guest: &str, device: Device) -> Result<Found, Refusal> {
     let guest = domain::find(store, guest, "guest")?;
-    let root = format!("/local/domain/{}/device/vbd", guest.domid);
-    let backend = store.text(&format!("{root}/{}/backend", vdev.0))?;
+    let root = format!("/local/domain/{}/device/{}", guest.domid, device.class());
+    let backend = store.text(&format!("{root}/{}/backend", device.devid()))?;
     // `/local/domain/SERVICE/backend/vbd/...`: the guest could have written anything into its own copy.
-    let libxl = store.text(&format!("/libxl/{}/device/vbd/{}/backend", guest.domid, vdev.0))?;
+    let libxl = store.text(&format!("/libxl/{}/device/{}/{}/backend", guest.domid, device.class(), device.devid()))?;
     let service =
         libxl.or(backend).and_then(|path| path.strip_prefix("/local/domain/")?.split_once('/')?.0.parse::<u16>().ok());
     let Some(service) = service else {
-        let mut disks = store.list(&root)?;
-        disks.sort();
-        let disks: Vec<String> =
-            disks.iter().filter_map(|devid| devid.parse().ok().map(|devid| Vdev(devid).to_string())).collect();
-        let disks: Vec<&str> = disks.iter().map(String::as_str).collect();
+        let mut there = store.list(&root)?;
+        there.sort();
+        let name = |devid: &String| Some(Device::new(device.class(), devid.parse().ok()?)?.to_string());
+        let there: Vec<String> = there.iter().filter_map(name).collect();
+        let there: Vec<&str> = there.iter().map(String::as_str).collect();
         return Err(Refusal::NotFound(format!(
-            "{} has no disk {vdev} (it has: {})",
+            "{} has no {} {device} (it has: {})",
             guest.name,
-            domain::or_none(&disks)
+            device.kind(),
+            domain::or_none(&there)
         )));
     };
-    let paths = Paths::new(guest.domid, service, vdev.0);
-    Ok(Found { guest, vdev, paths })
+    let paths = Paths::new(guest.domid, service, device);
+    Ok(Found { guest, device, paths })
 }
 
 /// Asks both sides to close, or takes the guest's side away, and waits until the backend is gone.
@@ -90,7 +91,7 @@ pub fn ask(store: &mut impl Store, paths: &Paths, force: bool) -> Result<bool, E
 /// # Errors
 /// [`Refusal::TimedOut`] with both states.
 pub fn wait(store: &mut Client, found: &Found, limit: Duration) -> Result<(), Refusal> {
-    let Found { guest, vdev, paths } = found;
+    let Found { guest, device, paths } = found;
     let deadline = Instant::now() + limit;
     store.watch(&paths.backend, TOKEN)?;
     loop {
@@ -105,7 +106,7 @@ pub fn wait(store: &mut Client, found: &Found, limit: Duration) -> Result<(), Re
                 _ => format!("is it in use in {}? --force takes it away regardless", guest.name),
             };
             return Err(Refusal::TimedOut(format!(
-                "{vdev} of {} is not gone after {} s: {}; {hint}",
+                "{device} of {} is not gone after {} s: {}; {hint}",
                 guest.name,
                 limit.as_secs(),
                 seen.describe()
@@ -130,7 +131,7 @@ pub fn remove(store: &mut Client, paths: &Paths) -> Result<(), Error> {
             let mut parent = path.as_str();
             for _ in 0..2 {
                 let Some((up, _)) = parent.rsplit_once('/') else { break };
-                if !up.contains("/vbd") || !tx.list(up)?.is_empty() {
+                if !up.contains(&format!("/{}", paths.device.class())) || !tx.list(up)?.is_empty() {
                     break;
                 }
                 tx.rm(up)?;

@@ -1,5 +1,6 @@
 //! What the store says about a disk, or about all of them.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use blkback::stats::Stats;
@@ -9,14 +10,15 @@ use xenstore::{Client, Error, Store};
 
 use super::Paths;
 use super::domain::{self, Domain};
-use crate::publish::{self, DeviceNode};
+use crate::device::Device;
+use crate::publish::{self, DeviceNode, VifNode};
 use crate::store::Nodes;
 use crate::vdev::Vdev;
 
 /// How long service VMs may take to refresh their numbers before the old ones are shown.
 const SAMPLE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Both sides of one disk at one moment.
+/// Both sides of one device at one moment.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// The backend's state; Unknown when it is not there.
@@ -43,7 +45,10 @@ impl Seen {
         } else {
             error = None;
         }
-        let own = DeviceNode::read(store, paths.service, paths.guest, paths.devid)?;
+        let own = match paths.device {
+            Device::Disk(Vdev(devid)) => DeviceNode::read(store, paths.service, paths.guest, devid)?,
+            Device::Card(devid) => VifNode::read(store, paths.service, paths.guest, devid)?.device(),
+        };
         Ok(Seen { backend: state(store, backend)?, frontend: state(store, frontend)?, own, refused: error })
     }
 
@@ -94,6 +99,10 @@ pub struct Vm {
     pub volumes: Vec<VolumeStatus>,
     /// What it serves to whom.
     pub devices: Vec<DeviceStatus>,
+    /// Its networks.
+    pub networks: Vec<NetworkStatus>,
+    /// Which cards it serves to whom.
+    pub cards: Vec<CardStatus>,
 }
 
 /// A volume.
@@ -104,6 +113,53 @@ pub struct VolumeStatus {
     /// Bytes, mode and users, as the service VM publishes them.
     #[serde(flatten)]
     pub about: publish::VolumeNode,
+}
+
+/// A network.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkStatus {
+    /// Its name.
+    pub name: String,
+    /// Uplink and users, as the service VM publishes them.
+    #[serde(flatten)]
+    pub about: publish::NetworkNode,
+}
+
+/// A network card of a guest.
+#[derive(Clone, Debug, Serialize)]
+pub struct CardStatus {
+    /// The guest's name; its number where it has none.
+    pub guest: String,
+    /// The guest's number.
+    pub guest_domid: u16,
+    /// Such as vif0.
+    pub vif: String,
+    /// The number behind that.
+    pub devid: u32,
+    /// The network.
+    pub network: String,
+    /// The guest's address.
+    pub mac: String,
+    /// What it may use as source; none for any.
+    pub ip: Vec<IpAddr>,
+    /// The backend's xenbus state.
+    pub backend_state: u8,
+    /// Its name.
+    pub backend: String,
+    /// The frontend's xenbus state.
+    pub frontend_state: u8,
+    /// Its name.
+    pub frontend: String,
+    /// What the service VM calls it.
+    pub phase: String,
+    /// Why it is not connected, or what is wrong with it.
+    pub reason: String,
+    /// Queues that the frontend chose; 0 while there is none.
+    pub queues: usize,
+    /// What the frontend chose.
+    pub features: Vec<String>,
+    /// Its counters.
+    pub stats: Option<netback::stats::Stats>,
 }
 
 /// A disk of a guest.
@@ -186,14 +242,27 @@ fn sample(store: &mut Client, vms: &[(&Domain, String, bool)]) -> Result<(), Err
 fn vm(store: &mut Client, domain: &Domain, domains: &[Domain], ready: bool) -> Result<Vm, Error> {
     let volumes = store.transaction(|tx| publish::read_volumes(tx, domain.domid))?;
     let volumes = volumes.into_iter().map(|(name, about)| VolumeStatus { name, about }).collect();
-    let mut devices = Vec::new();
-    let root = format!("/local/domain/{}/backend/vbd", domain.domid);
-    for guest in numbers::<u16>(store.list(&root)?) {
-        for devid in numbers::<u32>(store.list(&format!("{root}/{guest}"))?) {
-            devices.push(device(store, domain.domid, domains, guest, devid)?);
-        }
+    let networks = store.transaction(|tx| publish::read_networks(tx, domain.domid))?;
+    let networks = networks.into_iter().map(|(name, about)| NetworkStatus { name, about }).collect();
+    let (mut devices, mut cards) = (Vec::new(), Vec::new());
+    for (guest, devid) in served(store, domain.domid, "vbd")? {
+        devices.push(device(store, domain.domid, domains, guest, devid)?);
     }
-    Ok(Vm { name: domain.name.clone(), domid: domain.domid, ready, volumes, devices })
+    for (guest, devid) in served(store, domain.domid, "vif")? {
+        cards.push(card(store, domain.domid, domains, guest, devid)?);
+    }
+    Ok(Vm { name: domain.name.clone(), domid: domain.domid, ready, volumes, devices, networks, cards })
+}
+
+/// All devices of a class that a service VM has directories of: guest and number.
+fn served(store: &mut Client, service: u16, class: &str) -> Result<Vec<(u16, u32)>, Error> {
+    let root = format!("/local/domain/{service}/backend/{class}");
+    let mut all = Vec::new();
+    for guest in numbers::<u16>(store.list(&root)?) {
+        let devids = numbers::<u32>(store.list(&format!("{root}/{guest}"))?);
+        all.extend(devids.into_iter().map(|devid| (guest, devid)));
+    }
+    Ok(all)
 }
 
 fn numbers<T: std::str::FromStr + Ord>(entries: Vec<String>) -> Vec<T> {
@@ -203,15 +272,14 @@ fn numbers<T: std::str::FromStr + Ord>(entries: Vec<String>) -> Vec<T> {
 }
 
 fn device(store: &mut Client, service: u16, domains: &[Domain], guest: u16, devid: u32) -> Result<DeviceStatus, Error> {
-    let paths = Paths::new(guest, service, devid);
+    let paths = Paths::new(guest, service, Device::Disk(Vdev(devid)));
     let seen = Seen::read(store, &paths)?;
     let mut of_backend = |key: &str| -> Result<String, Error> {
         Ok(store.text(&format!("{}/{key}", paths.backend))?.unwrap_or_default())
     };
     let (volume, mode) = (of_backend("params")?, of_backend("mode")?);
-    let name = domains.iter().find(|domain| domain.domid == guest).map(|domain| domain.name.clone());
     Ok(DeviceStatus {
-        guest: name.filter(|name| !name.is_empty()).unwrap_or_else(|| guest.to_string()),
+        guest: guest_name(domains, guest),
         guest_domid: guest,
         vdev: Vdev(devid).to_string(),
         devid,
@@ -225,5 +293,42 @@ fn device(store: &mut Client, service: u16, domains: &[Domain], guest: u16, devi
         reason: seen.refused.unwrap_or(seen.own.reason),
         path: seen.own.path,
         stats: seen.own.stats,
+    })
+}
+
+/// A guest's name, or its number where it has none.
+fn guest_name(domains: &[Domain], guest: u16) -> String {
+    let name = domains.iter().find(|domain| domain.domid == guest).map(|domain| domain.name.clone());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| guest.to_string())
+}
+
+fn card(store: &mut Client, service: u16, domains: &[Domain], guest: u16, devid: u32) -> Result<CardStatus, Error> {
+    let device = Device::Card(devid);
+    let paths = Paths::new(guest, service, device);
+    let seen = Seen::read(store, &paths)?;
+    let node = VifNode::read(store, service, guest, devid)?;
+    let mut of_backend = |key: &str| -> Result<String, Error> {
+        Ok(store.text(&format!("{}/{key}", paths.backend))?.unwrap_or_default())
+    };
+    // One that was refused has no place in a network: what its toolstack asked for.
+    let network = if node.network.is_empty() { of_backend("bridge")? } else { node.network };
+    let mac = if node.mac.is_empty() { of_backend("mac")? } else { node.mac };
+    Ok(CardStatus {
+        guest: guest_name(domains, guest),
+        guest_domid: guest,
+        vif: device.to_string(),
+        devid,
+        network,
+        mac,
+        ip: node.ip,
+        backend_state: seen.backend as u8,
+        backend: format!("{:?}", seen.backend),
+        frontend_state: seen.frontend as u8,
+        frontend: format!("{:?}", seen.frontend),
+        phase: node.phase,
+        reason: seen.refused.unwrap_or(node.reason),
+        queues: node.queues,
+        features: node.features,
+        stats: node.stats,
     })
 }

@@ -2,10 +2,13 @@
 //! read about domains and devices in any world.
 
 pub mod attach;
+pub mod card;
 pub mod detach;
 pub mod domain;
 pub mod look;
 pub mod resume;
+
+use crate::device::Device;
 
 /// Why a command of the operator did not do what it was asked for: one line, and the code to exit with.
 #[derive(Debug, thiserror::Error)]
@@ -39,10 +42,10 @@ impl Refusal {
     }
 }
 
-/// Where the nodes of one disk stand.
+/// Where the nodes of one device stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// `/local/domain/GUEST/device/vbd/DEVID`.
+    /// `/local/domain/GUEST/device/vbd/DEVID`, or `vif`.
     pub frontend: String,
     /// `/local/domain/SERVICE/backend/vbd/GUEST/DEVID`.
     pub backend: String,
@@ -52,20 +55,21 @@ pub struct Paths {
     pub guest: u16,
     /// The service VM.
     pub service: u16,
-    /// Device number.
-    pub devid: u32,
+    /// Which device.
+    pub device: Device,
 }
 
 impl Paths {
     /// For a device of `guest` served by `service`.
-    pub fn new(guest: u16, service: u16, devid: u32) -> Paths {
+    pub fn new(guest: u16, service: u16, device: Device) -> Paths {
+        let (class, devid) = (device.class(), device.devid());
         Paths {
-            frontend: format!("/local/domain/{guest}/device/vbd/{devid}"),
-            backend: format!("/local/domain/{service}/backend/vbd/{guest}/{devid}"),
-            libxl: format!("/libxl/{guest}/device/vbd/{devid}"),
+            frontend: format!("/local/domain/{guest}/device/{class}/{devid}"),
+            backend: format!("/local/domain/{service}/backend/{class}/{guest}/{devid}"),
+            libxl: format!("/libxl/{guest}/device/{class}/{devid}"),
             guest,
             service,
-            devid,
+            device,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use xenstore::{Client, Store};
 
 use super::{Refusal, detach, domain};
+use crate::device::Device;
 use crate::publish;
 use crate::store::Nodes;
 use crate::vdev::Vdev;
@@ -28,8 +29,8 @@ pub enum Target<'a> {
 pub fn run(store: &mut Client, target: &Target<'_>) -> Result<Vec<String>, Refusal> {
     let (service, what) = match target {
         Target::Disk(guest, vdev) => {
-            let found = detach::find(store, guest, *vdev)?;
-            (found.paths.service, format!("vbd-{}-{}", found.paths.guest, found.paths.devid))
+            let found = detach::find(store, guest, Device::Disk(*vdev))?;
+            (found.paths.service, format!("vbd-{}-{}", found.paths.guest, found.paths.device.devid()))
         }
         Target::Volume(service, volume) => {
             let service = domain::find(store, service, "service VM")?;
