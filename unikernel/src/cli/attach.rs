@@ -11,6 +11,7 @@ use netback::packet::Mac;
 use super::{FAILED, Failure, MISSING, Outcome, USAGE, WorldArgs};
 use xenstore::Client;
 
+use crate::config::DEFAULT_MTU;
 use crate::device::Device;
 use crate::store;
 use crate::toolstack::attach::{self, Wanted};
@@ -137,12 +138,13 @@ fn card_through_xl(store: &mut Client, wanted: &card::Wanted<'_>) -> Result<Devi
         format!("mac={}", prepared.mac),
         format!("bridge={}", wanted.network),
         format!("backend={}", prepared.service.name),
-        format!("mtu={}", prepared.mtu),
     ];
     if !wanted.addresses.is_empty() {
         let addresses: Vec<String> = wanted.addresses.iter().map(IpAddr::to_string).collect();
         words.push(format!("ip={}", addresses.join(" ")));
     }
+    // Older ones do not know the word.
+    words.extend((prepared.mtu != DEFAULT_MTU).then(|| format!("mtu={}", prepared.mtu)));
     // xl knows no rate but its own words: so many bytes in an interval.
     words.extend(wanted.rate.map(|rate| {
         let per_second = u128::from(rate.bytes) * 1_000_000 / u128::from(rate.interval_us.max(1));
