@@ -442,6 +442,43 @@ fn a_frontend_that_makes_no_sense_or_breaks_the_protocol_is_told_so_and_nobody_e
 }
 
 #[test]
+fn a_supervisor_that_dies_disturbs_no_card() {
+    let mut rig = Rig::new();
+    rig.serve("acme", LAN);
+    let (mut one, mut two) = (Guest::new(&rig, "g1"), Guest::new(&rig, "g2"));
+    rig.run("attach", &["g1", "acme:lan", "--mac", &A.to_string()]).fine();
+    rig.run("attach", &["g2", "acme:lan", "--mac", &B.to_string()]).fine();
+    let (mut a, mut b) = (one.connect(&rig, 1), two.connect(&rig, 1));
+    passes((&mut a, A), (&mut b, B), "before");
+    let supervisor = rig.supervisor("acme");
+    let worker = children(supervisor, "worker");
+    signal_to(supervisor, Signal::KILL);
+    passes((&mut a, A), (&mut b, B), "while nobody looks");
+    eventually("taken over", || {
+        rig.daemon("acme").log().contains("taken over workers=0 devices=0 cards=2").then_some(())
+    });
+    // It knows the addresses that are in use, and the worker that is there.
+    let third = Guest::new(&rig, "g3");
+    eventually("ready", || rig.status()["vms"][0]["ready"].as_bool().filter(|ready| *ready));
+    let said = rig.run("attach", &["g3", "acme:lan", "--mac", &A.to_string()]).refused(5).to_owned();
+    assert!(said.contains("is in use in network lan by vif0"), "{said}");
+    passes((&mut b, B), (&mut a, A), "after");
+    for guest in ["g1", "g2"] {
+        assert_eq!(phase(&rig, guest, "connected")["reason"], "");
+    }
+    assert_eq!(cards(&rig)[0]["stats"]["sent_packets"], 2);
+    // The one that took over has a say over the old worker.
+    let state = backend(1, one.domid(), "state");
+    one.write("state", "5");
+    wait_for(&rig, &state, "5");
+    one.write("state", "6");
+    wait_for(&rig, &state, "6");
+    a.close().expect("nothing is mapped any more");
+    assert!(std::path::Path::new(&format!("/proc/{}", worker[0])).exists());
+    drop(third);
+}
+
+#[test]
 fn an_uplink_that_comes_goes_and_comes_back_is_found() {
     // Its own network namespace, for this thread and all that it starts.
     if !rustix::process::geteuid().is_root() || std::fs::File::open("/dev/net/tun").is_err() {

@@ -21,12 +21,12 @@ use grant::meter::Meter;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use super::Supervisor;
 use super::device::{Device, WorkerId};
 use super::guest::Guest;
 use super::nodes::{Description, Name};
 use super::volume::Opened;
 use super::worker::Worker;
+use super::{Supervisor, SupervisorError};
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::Service;
 
@@ -171,7 +171,7 @@ impl Supervisor {
     }
 
     /// Takes over what a supervisor before us had; false when there was none.
-    pub(super) fn take_over(&mut self) -> io::Result<bool> {
+    pub(super) fn take_over(&mut self) -> Result<bool, SupervisorError> {
         let kept = self.keeper.list()?;
         if kept.is_empty() {
             return Ok(false);
@@ -180,6 +180,7 @@ impl Supervisor {
             let result = match key.split_once('-') {
                 Some(("worker", rest)) => self.take_over_worker(rest, fds),
                 Some(("disk", rest)) => self.take_over_device(rest, fds),
+                Some((kind, rest)) => self.take_over_vifs(kind, rest, fds),
                 None if key == READY => Some(()),
                 _ => None,
             };
@@ -209,7 +210,9 @@ impl Supervisor {
                 device.service = Service::Connected;
             }
         }
-        tracing::warn!(workers = self.workers.len(), devices = self.devices.len(), "taken over");
+        self.settle_vifs()?;
+        let (workers, devices, cards) = (self.workers.len(), self.devices.len(), self.vifs.len());
+        tracing::warn!(workers, devices, cards, "taken over");
         self.dirty.extend(self.devices.keys().copied());
         Ok(true)
     }

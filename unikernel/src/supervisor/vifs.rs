@@ -13,6 +13,7 @@ mod nodes;
 mod published;
 mod reports;
 mod steps;
+mod takeover;
 mod vif;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -212,6 +213,7 @@ fn features(chosen: &Negotiated) -> Vec<String> {
         ("xdp", features.xdp_headroom > 0),
     ]
     .into_iter()
-    .filter_map(|(name, on)| on.then(|| name.to_owned()))
+    .filter(|(_, on)| *on)
+    .map(|(name, _)| name.to_owned())
     .collect()
 }

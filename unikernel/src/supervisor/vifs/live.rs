@@ -77,31 +77,40 @@ impl Supervisor {
     fn follow_headroom(&mut self, name: VifName, seen: &Seen) -> Result<(), Error> {
         let Some(vif) = self.vifs.vifs.get_mut(&name) else { return Ok(()) };
         match (vif.headroom, seen.frontend) {
-            (Headroom::Settled, XenbusState::Reconfiguring) => {
-                let old = vif.negotiated.as_ref().map_or(0, |chosen| chosen.features.xdp_headroom);
-                let headroom = match nodes::headroom(&mut self.store, name)? {
-                    Ok(headroom) => headroom,
-                    Err(why) => {
-                        self.say_of_vif(name, &format!("its headroom stays as it is: {why}"));
-                        old
-                    }
-                };
-                if let Some(vif) = self.vifs.vifs.get_mut(&name) {
-                    vif.headroom = Headroom::Asked;
-                }
-                self.order(name, &VifOrder::Headroom { vif: name, headroom });
-            }
+            (Headroom::Settled, XenbusState::Reconfiguring) => self.ask_headroom(name, true)?,
             (Headroom::Done, XenbusState::Reconfiguring) => {
                 vif.headroom = Headroom::Told;
                 nodes::step(&mut self.store, name, XenbusState::Connected, XenbusState::Reconfigured)?;
             }
             // It did not wait.
             (Headroom::Done, _) => vif.headroom = Headroom::Settled,
-            (Headroom::Told, XenbusState::Connected) => {
+            // Also where whoever was here before us has told it.
+            (Headroom::Told | Headroom::Settled, XenbusState::Connected)
+                if seen.backend == Some(XenbusState::Reconfigured) =>
+            {
                 vif.headroom = Headroom::Settled;
                 nodes::step(&mut self.store, name, XenbusState::Reconfigured, XenbusState::Connected)?;
+                // It may have asked for more while it could still read Reconfigured.
+                self.ask_headroom(name, false)?;
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the worker which headroom the frontend wants; without an `answer` to give only what is new.
+    fn ask_headroom(&mut self, name: VifName, answer: bool) -> Result<(), Error> {
+        let read = nodes::headroom(&mut self.store, name)?;
+        let offered = self.network_of_vif(name).is_some_and(|network| network.offer().xdp_headroom);
+        let Some(vif) = self.vifs.vifs.get_mut(&name) else { return Ok(()) };
+        let old = vif.negotiated.as_ref().map_or(0, |chosen| chosen.features.xdp_headroom);
+        let headroom = *read.as_ref().unwrap_or(&old);
+        if answer || offered && headroom != old {
+            vif.headroom = Headroom::Asked;
+            self.order(name, &VifOrder::Headroom { vif: name, headroom });
+        }
+        if let Err(why) = read {
+            self.say_of_vif(name, &format!("its headroom stays as it is: {why}"));
         }
         Ok(())
     }

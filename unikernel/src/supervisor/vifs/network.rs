@@ -166,8 +166,12 @@ impl Supervisor {
             Ok(uplink) => (uplink, None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let switch = Switch::start(&self.world, name, uplink)?;
+        let mut switch = Switch::start(&self.world, name, uplink)?;
         let id = self.next_worker;
+        if let Err(error) = self.keep_switch(id, &switch) {
+            switch.worker.kill("it cannot be kept");
+            return Err(error);
+        }
         self.next_worker += 1;
         self.vifs.workers.insert(id, switch);
         self.vifs.networks.entry(name.to_owned()).or_default().current = Some(id);
@@ -190,6 +194,7 @@ impl Supervisor {
         }
         let back = lost.is_none();
         standing.lost = lost;
+        self.keep_uplink(name, !back);
         for (vif, it) in &mut self.vifs.vifs {
             let of_it = it.network.as_deref() == Some(name);
             if back && it.for_uplink {

@@ -117,8 +117,10 @@ impl Supervisor {
                 }
             }
         }
-        if life == Life::Fenced {
-            self.vifs.workers.remove(&id);
+        if life == Life::Fenced
+            && let Some(switch) = self.vifs.workers.remove(&id)
+        {
+            self.forget_switch(id, &switch);
         }
     }
 }

@@ -31,6 +31,7 @@ impl Supervisor {
             // A permission, a conflict without end: this card's trouble alone.
             Err(error) => survivable(self.refuse_vif(name, &error.to_string(), false))?,
         }
+        self.keep_vif(name)?;
         survivable(self.publish_vif(name))
     }
 
@@ -95,6 +96,7 @@ impl Supervisor {
                 Step::Remove => {
                     // The toolstack takes the end of the directory for the end of our hold on the address.
                     vif.network = None;
+                    self.forget_vif_record(name);
                     nodes::remove(&mut self.store, name)?;
                     return self.forget_vif(name);
                 }
@@ -238,6 +240,8 @@ impl Supervisor {
                 vif.changed = Changed::default();
                 vif.headroom = Headroom::Settled;
             }
+            // Kept before it is sent: whoever takes over must know that the worker may have it.
+            self.keep_vif(name)?;
             let switch = self.vifs.workers.get(&worker).ok_or(std::io::ErrorKind::NotFound)?;
             parts.send(&switch.worker, Connect { vif: name, negotiated, params })
         });
@@ -305,6 +309,7 @@ impl Supervisor {
     /// The card is gone.
     fn forget_vif(&mut self, name: VifName) -> Result<(), Error> {
         if self.vifs.vifs.remove(&name).is_some() {
+            self.forget_vif_record(name);
             self.tell_of_vif(name, "gone");
         }
         self.forget_voices(name.guest);

@@ -9,6 +9,7 @@ use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::{Parts, Service};
 
 use super::nodes::Description;
+use super::takeover::Record;
 use crate::publish::{Phase, VifNode};
 use crate::supervisor::device::{DRAIN_PATIENCE, ROOM_RETRY, WorkerId};
 
@@ -92,6 +93,8 @@ pub struct Vif {
     pub retry: Option<Instant>,
     /// What was published last.
     pub published: Option<VifNode>,
+    /// What the keeper has.
+    pub kept: Option<Record>,
 }
 
 impl Vif {
@@ -122,6 +125,7 @@ impl Vif {
             timer: None,
             retry: None,
             published: None,
+            kept: None,
         };
         match state {
             XenbusState::Closed => vif.state = XenbusState::Closed,
