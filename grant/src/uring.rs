@@ -49,6 +49,9 @@ impl MemoryId {
 pub enum Direction {
     /// From the file into memory.
     Read,
+    /// The same, but nothing is waited for: `EAGAIN` when there is nothing, `EOPNOTSUPP` of a file that does not know
+    /// (`RWF_NOWAIT`, linux/fs.h). `O_NONBLOCK` alone would be waited for where the file does know.
+    ReadNow,
     /// From memory to the file.
     Write,
 }

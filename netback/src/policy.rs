@@ -154,10 +154,8 @@ impl Policy {
         match ip.transport {
             Transport::Icmp { kind } if discovery => self.icmpv6(headers, ip, kind, first),
             Transport::Udp(ports) if ports.source == 547 && !self.dhcp_server => Err(Denied::DhcpServer),
-            // What it is was in the first fragment, and judged there.
-            Transport::Absent if !discovery || self.any_source && self.router => Ok(()),
-            // Nobody fragments neighbour discovery (RFC 6980).
-            Transport::Absent => Err(Denied::Unclear),
+            // What it is was in the first fragment, and judged there (RFC 7113); hosts take nothing that overlaps it (RFC 5722).
+            Transport::Absent => Ok(()),
             Transport::Unclear if ip.protocol == TCP => Ok(()),
             Transport::Unclear if ip.protocol == UDP && self.dhcp_server => Ok(()),
             Transport::Unclear if self.any_source && self.router && self.dhcp_server => Ok(()),
@@ -170,6 +168,7 @@ impl Policy {
         match kind {
             ROUTER_ADVERTISEMENT | REDIRECT if !self.router => Err(Denied::Router),
             NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT if !self.any_source => {
+                // Nobody fragments neighbour discovery (RFC 6980).
                 if ip.fragment {
                     return Err(Denied::Unclear);
                 }

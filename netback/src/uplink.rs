@@ -1,7 +1,7 @@
 //! The way out: a TAP with a virtio header before each frame (`IFF_VNET_HDR`, linux/if_tun.h).
 //!
-//! Frames are read when the kernel says that there are some, many at a time: the descriptor does not block, so the reads
-//! of one submission run in their order, and those that find nothing end at once. Frames are written from where they lie,
+//! Frames are read when the kernel says that there are some, many at a time: nothing is waited for, so the reads of one
+//! submission run in their order, and those that find nothing end at once. Frames are written from where they lie,
 //! and their memory is free when the write has ended.
 
 use std::cell::RefCell;
@@ -52,6 +52,8 @@ pub struct Uplink {
     asked: bool,
     /// Reads were submitted and something came: there may be more.
     more: bool,
+    /// How frames are read: where a TAP does not know `RWF_NOWAIT`, its `O_NONBLOCK` does the same.
+    direction: Direction,
     lost: bool,
     draining: bool,
 }
@@ -79,6 +81,7 @@ impl Uplink {
             flying: 0,
             asked: false,
             more: false,
+            direction: Direction::ReadNow,
             lost: false,
             draining: false,
         }
@@ -120,7 +123,7 @@ impl Uplink {
             let span = span(frame.at() - VNET_HEADER, VNET_HEADER + LARGEST);
             *place = Some(frame);
             let owner = Owner { memory: self.memory, slot: slot as u16 };
-            let transfer = Transfer { direction: Direction::Read, file: self.file, at: 0, start: 0, len: span.len };
+            let transfer = Transfer { direction: self.direction, file: self.file, at: 0, start: 0, len: span.len };
             core.ring.transfer(owner, transfer, &[span], u32::MAX);
             self.flying += 1;
         }
@@ -158,6 +161,9 @@ impl Uplink {
                 }
                 _ => fabric.frames.give(frame),
             }
+            if completion.result == -EOPNOTSUPP {
+                (self.direction, self.more) = (Direction::Read, true);
+            }
         }
         // EBADFD: the interface was deleted under the descriptor. EIO, while it is down, passes.
         if completion.result == -EBADFD && !self.draining && !std::mem::replace(&mut self.lost, true) {
@@ -184,6 +190,7 @@ impl Uplink {
     }
 }
 
+const EOPNOTSUPP: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
 const EBADFD: i32 = rustix::io::Errno::BADFD.raw_os_error();
 
 fn span(at: usize, len: usize) -> Span {

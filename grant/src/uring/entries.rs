@@ -51,10 +51,19 @@ pub(super) fn gather(
     region
 }
 
+fn flags(transfer: &Transfer) -> i32 {
+    match transfer.direction {
+        Direction::ReadNow => libc::RWF_NOWAIT,
+        Direction::Read | Direction::Write => 0,
+    }
+}
+
 pub(super) fn one_fixed(transfer: &Transfer, vector: &libc::iovec, buffer: u16) -> Entry {
     let (file, base, len) = (types::Fixed(transfer.file.0), vector.iov_base.cast::<u8>(), transfer.len);
     match transfer.direction {
-        Direction::Read => opcode::ReadFixed::new(file, base, len, buffer).offset(transfer.at).build(),
+        Direction::Read | Direction::ReadNow => {
+            opcode::ReadFixed::new(file, base, len, buffer).offset(transfer.at).rw_flags(flags(transfer)).build()
+        }
         Direction::Write => opcode::WriteFixed::new(file, base, len, buffer).offset(transfer.at).build(),
     }
 }
@@ -62,7 +71,9 @@ pub(super) fn one_fixed(transfer: &Transfer, vector: &libc::iovec, buffer: u16) 
 pub(super) fn one_plain(transfer: &Transfer, vector: &libc::iovec) -> Entry {
     let (file, base, len) = (types::Fixed(transfer.file.0), vector.iov_base.cast::<u8>(), transfer.len);
     match transfer.direction {
-        Direction::Read => opcode::Read::new(file, base, len).offset(transfer.at).build(),
+        Direction::Read | Direction::ReadNow => {
+            opcode::Read::new(file, base, len).offset(transfer.at).rw_flags(flags(transfer)).build()
+        }
         Direction::Write => opcode::Write::new(file, base, len).offset(transfer.at).build(),
     }
 }
@@ -70,7 +81,9 @@ pub(super) fn one_plain(transfer: &Transfer, vector: &libc::iovec) -> Entry {
 pub(super) fn many_fixed(transfer: &Transfer, vectors: &[libc::iovec], buffer: u16) -> Entry {
     let (file, first, count) = (types::Fixed(transfer.file.0), vectors.as_ptr(), vectors.len() as u32);
     match transfer.direction {
-        Direction::Read => opcode::ReadvFixed::new(file, first, count, buffer).offset(transfer.at).build(),
+        Direction::Read | Direction::ReadNow => {
+            opcode::ReadvFixed::new(file, first, count, buffer).offset(transfer.at).rw_flags(flags(transfer)).build()
+        }
         Direction::Write => opcode::WritevFixed::new(file, first, count, buffer).offset(transfer.at).build(),
     }
 }
@@ -78,7 +91,9 @@ pub(super) fn many_fixed(transfer: &Transfer, vectors: &[libc::iovec], buffer: u
 pub(super) fn many_plain(transfer: &Transfer, vectors: &[libc::iovec]) -> Entry {
     let (file, first, count) = (types::Fixed(transfer.file.0), vectors.as_ptr(), vectors.len() as u32);
     match transfer.direction {
-        Direction::Read => opcode::Readv::new(file, first, count).offset(transfer.at).build(),
+        Direction::Read | Direction::ReadNow => {
+            opcode::Readv::new(file, first, count).offset(transfer.at).rw_flags(flags(transfer)).build()
+        }
         Direction::Write => opcode::Writev::new(file, first, count).offset(transfer.at).build(),
     }
 }

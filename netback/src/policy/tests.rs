@@ -138,7 +138,10 @@ fn routers_and_servers_are_named_in_the_configuration() {
         options.extend([ROUTER_ADVERTISEMENT, 0, 0, 0]);
         v6("fe80::1", 60, &options)
     };
+    // The first of several; those that come after it say nothing that counts.
+    let first_fragment = v6("fe80::1", 44, &[58, 0, 0, 1, 0, 0, 0, 0, 134, 0, 0, 0]);
     let later_fragment = v6("fe80::1", 44, &[58, 0, 0, 9, 0, 0, 0, 0, 134, 0, 0, 0]);
+    judged(&params(), &later_fragment, Ok(()));
     let redirect = v4(V4, [10, 0, 0, 1], 1, 0, &[5, 1, 0, 0, 0, 0, 0, 0]);
     let server = v4(V4, [255; 4], 17, 0, &udp(67, 68));
     let server6 = v6("fe80::1", 17, &udp(547, 546));
@@ -146,7 +149,7 @@ fn routers_and_servers_are_named_in_the_configuration() {
     for (frame, why) in [
         (&advertisement, Denied::Router),
         (&hidden, Denied::Router),
-        (&later_fragment, Denied::Unclear),
+        (&first_fragment, Denied::Router),
         (&redirect, Denied::Router),
         (&server, Denied::DhcpServer),
         (&server6, Denied::DhcpServer),
@@ -156,7 +159,7 @@ fn routers_and_servers_are_named_in_the_configuration() {
     }
     let allow = Allow { any_source: true, router: true, dhcp_server: true };
     let router = VifParams { allow, ..params() };
-    for frame in [advertisement, hidden, later_fragment, redirect, server, server6, tiny] {
+    for frame in [advertisement, hidden, first_fragment, redirect, server, server6, tiny] {
         judged(&router, &frame, Ok(()));
     }
 }
