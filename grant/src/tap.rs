@@ -30,6 +30,7 @@ const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
 const SIOCSIFMTU: libc::Ioctl = 0x8922;
 const SIOCSIFHWADDR: libc::Ioctl = 0x8924;
 const SIOCGIFINDEX: libc::Ioctl = 0x8933;
+const SIOCBRADDBR: libc::Ioctl = 0x89A0;
 const SIOCBRADDIF: libc::Ioctl = 0x89A2;
 
 /// `struct ifreq` (net/if.h): a name, and a union of which every member starts at its first byte.
@@ -174,6 +175,26 @@ pub fn set_address(interface: &str, address: [u8; 6]) -> io::Result<()> {
     let mut request = Request::new(interface)?.with(&[&family[..], &address[..]].concat());
     let text = "cannot have that address";
     request.call(socket()?.as_fd(), SIOCSIFHWADDR).map_err(|error| about(interface, text, error))
+}
+
+/// Makes a bridge and sets it up; one that is there stays as it is.
+///
+/// # Errors
+/// With its name: `ENOPKG` without the module bridge, `EPERM` without CAP_NET_ADMIN.
+pub fn make_bridge(name: &str) -> io::Result<()> {
+    let made = Request::new(name)?.call(socket()?.as_fd(), SIOCBRADDBR);
+    match made.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(()) | Err((Some(libc::EEXIST), _)) => set_up(name),
+        Err((Some(libc::ENOPKG), _)) => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel has no bridges (module bridge)"))
+        }
+        Err((_, error)) => Err(about(name, "cannot be made a bridge", error)),
+    }
+}
+
+/// Whether an interface is a port of this bridge now (sysfs has to be mounted).
+pub fn is_port(interface: &str, bridge: &str) -> bool {
+    std::fs::read_link(format!("/sys/class/net/{interface}/master")).is_ok_and(|master| master.ends_with(bridge))
 }
 
 /// Makes an interface a port of a bridge.

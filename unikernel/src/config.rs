@@ -16,6 +16,10 @@
 //! name = "lan"
 //! uplink = "switch"      # or "bridge:br0", "tap:NAME"
 //!
+//! [[bridge]]             # made at the start
+//! name = "br0"
+//! ports = ["eth0"]
+//!
 //! [backend]
 //! queues = 4
 //! ```
@@ -32,9 +36,11 @@ use serde::Deserialize;
 use toml::Spanned;
 
 mod backend;
+mod bridge;
 mod network;
 
 pub use backend::{Backend, Bytes, DataPath};
+pub use bridge::Bridge;
 pub use network::{DEFAULT_MTU, MTU, Network, Uplink};
 
 /// Most volumes of one VM.
@@ -49,6 +55,8 @@ pub struct Config {
     pub vm: Vm,
     /// Every `[[volume]]`, in the order of the file.
     pub volumes: Vec<Volume>,
+    /// Every `[[bridge]]`, in the order of the file.
+    pub bridges: Vec<Bridge>,
     /// Every `[[network]]`, in the order of the file.
     pub networks: Vec<Network>,
     /// `[backend]`
@@ -122,6 +130,8 @@ struct File {
     #[serde(default)]
     network: Vec<network::NetworkTable>,
     #[serde(default)]
+    bridge: Vec<bridge::BridgeTable>,
+    #[serde(default)]
     backend: Option<Spanned<Backend>>,
 }
 
@@ -191,6 +201,7 @@ impl Config {
             volumes.push(volume.1);
         }
         let networks = networks(file.network, &names)?;
+        let bridges = bridge::bridges(file.bridge)?;
         let backend = match file.backend {
             None => Backend::default(),
             Some(table) => {
@@ -200,7 +211,7 @@ impl Config {
                 backend
             }
         };
-        Ok(Config { vm, volumes, networks, backend })
+        Ok(Config { vm, volumes, bridges, networks, backend })
     }
 
     /// The volume of that name.

@@ -58,20 +58,27 @@ pub enum Uplink {
     Tap(String),
 }
 
+impl Uplink {
+    /// Whether the kernel takes this for the name of an interface (`dev_valid_name`) and a person can read it.
+    ///
+    /// # Errors
+    /// The end of a sentence.
+    pub(super) fn interface(name: &str) -> Result<(), String> {
+        let fine = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
+        match fine && !name.is_empty() && name.len() <= LONGEST_INTERFACE && name != "." && name != ".." {
+            true => Ok(()),
+            false => Err(format!("names no network interface: 1 to {LONGEST_INTERFACE} characters")),
+        }
+    }
+}
+
 impl TryFrom<String> for Uplink {
     type Error = String;
 
     fn try_from(text: String) -> Result<Uplink, String> {
-        let named = |name: &str| {
-            // What the kernel takes for a name (dev_valid_name) and a person can read.
-            let fine = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
-            let is_name = fine && !name.is_empty() && name.len() <= LONGEST_INTERFACE && name != "." && name != "..";
-            match is_name {
-                true => Ok(name.to_owned()),
-                false => {
-                    Err(format!("uplink {text:?} names no network interface: 1 to {LONGEST_INTERFACE} characters"))
-                }
-            }
+        let named = |name: &str| match Uplink::interface(name) {
+            Ok(()) => Ok(name.to_owned()),
+            Err(why) => Err(format!("uplink {text:?} {why}")),
         };
         match text.split_once(':') {
             None if text == "switch" => Ok(Uplink::Switch),

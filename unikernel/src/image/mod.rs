@@ -191,6 +191,10 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     if recipe.kind == DomainType::Pv {
         wanted.push(Wanted::parse("xen_pcifront", false));
     }
+    if !config.bridges.is_empty() {
+        // Out of what the VM itself has been given: cards of dom0's, most often.
+        wanted.extend(["bridge", "xen_netfront"].map(|name| Wanted::parse(name, true)));
+    }
     wanted.extend(config.vm.modules.iter().map(|text| Wanted::parse(text, true)));
     let modules = tree.resolve(&wanted)?;
 

@@ -169,6 +169,7 @@ impl Supervisor {
         self.store.write(&format!("{}/name", publish::ROOT), self.config.vm.name.as_bytes())?;
         self.make_room()?;
         self.check_volumes()?;
+        self.tend_bridges(Instant::now());
         self.check_networks()?;
         self.listen()?;
         self.walk()?;

@@ -7,6 +7,7 @@
 //!                                               one that is not there is looked for again and again
 //! ```
 
+mod bridges;
 mod live;
 mod network;
 mod nodes;
@@ -29,6 +30,7 @@ use super::device::WorkerId;
 use super::{Supervisor, SupervisorError};
 use crate::publish::VifNode;
 use crate::store::Nodes;
+use bridges::Bridges;
 use network::{Standing, Switch};
 use vif::Vif;
 
@@ -42,6 +44,7 @@ pub struct Vifs {
     dirty: BTreeSet<VifName>,
     workers: BTreeMap<WorkerId, Switch>,
     networks: HashMap<String, Standing>,
+    bridges: Bridges,
     /// The nodes of all networks, as written last, and that they may have to be written anew.
     pages: Vec<String>,
     republish: bool,
@@ -124,7 +127,8 @@ impl Vifs {
     pub fn timers(&self) -> impl Iterator<Item = Instant> {
         let vifs = self.vifs.values().filter_map(|vif| vif.timer);
         let workers = self.workers.values().filter_map(|switch| switch.worker.deadline());
-        vifs.chain(workers).chain(self.networks.values().filter_map(|network| network.retry))
+        let uplinks = self.networks.values().filter_map(|network| network.retry);
+        vifs.chain(workers).chain(uplinks).chain(self.bridges.retry)
     }
 
     /// What to poll.
@@ -147,6 +151,7 @@ impl Supervisor {
     /// Looks after all cards that want it.
     pub(super) fn drive_vifs(&mut self, now: Instant) -> Result<(), SupervisorError> {
         self.vifs.wake(now);
+        self.tend_bridges(now);
         self.tend_uplinks(now);
         // Cards on their way out first: their addresses may be what others wait for.
         let (leaving, others): (Vec<VifName>, Vec<VifName>) = std::mem::take(&mut self.vifs.dirty)

@@ -29,6 +29,8 @@ pub struct Standing {
     pub lost: Option<String>,
     /// When to look for it again.
     pub retry: Option<Instant>,
+    /// Our TAP, where it has to be a port of a bridge: nobody tells us when that goes.
+    port: Option<String>,
 }
 
 /// The worker of one network.
@@ -87,13 +89,16 @@ impl Parts {
     }
 }
 
+/// An open uplink, and its name where it is ours and a port of a bridge.
+type Opened = (Option<OwnedFd>, Option<String>);
+
 /// Opens a network's uplink; none where it has none.
 ///
 /// # Errors
 /// With the name of what is not there.
-fn open_uplink(network: &Network) -> io::Result<Option<OwnedFd>> {
+fn open_uplink(network: &Network) -> io::Result<Opened> {
     let tap = match &network.uplink {
-        Uplink::Switch => return Ok(None),
+        Uplink::Switch => return Ok((None, None)),
         Uplink::Bridge(bridge) => {
             check(&network.uplink)?;
             let tap = tap::open(TAP_NAME)?;
@@ -111,7 +116,7 @@ fn open_uplink(network: &Network) -> io::Result<Option<OwnedFd>> {
     let name = tap::name(&tap)?;
     tap::set_mtu(&name, network.mtu)?;
     tap::set_up(&name)?;
-    Ok(Some(tap))
+    Ok((Some(tap), matches!(network.uplink, Uplink::Bridge(_)).then_some(name)))
 }
 
 /// Whether what an uplink names is there.
@@ -161,10 +166,9 @@ impl Supervisor {
             return Ok(id);
         }
         let network = self.config.network(name).ok_or(io::ErrorKind::NotFound)?;
-        let uplink = open_uplink(network);
-        let (uplink, lost) = match uplink {
-            Ok(uplink) => (uplink, None),
-            Err(error) => (None, Some(error.to_string())),
+        let ((uplink, port), lost) = match open_uplink(network) {
+            Ok(opened) => (opened, None),
+            Err(error) => ((None, None), Some(error.to_string())),
         };
         let mut switch = Switch::start(&self.world, name, uplink)?;
         let id = self.next_worker;
@@ -174,7 +178,8 @@ impl Supervisor {
         }
         self.next_worker += 1;
         self.vifs.workers.insert(id, switch);
-        self.vifs.networks.entry(name.to_owned()).or_default().current = Some(id);
+        let standing = self.vifs.networks.entry(name.to_owned()).or_default();
+        (standing.current, standing.port) = (Some(id), port);
         self.uplink_changed(name, lost);
         Ok(id)
     }
@@ -182,7 +187,8 @@ impl Supervisor {
     /// Why a network has no uplink, or that it has one again.
     pub(super) fn uplink_changed(&mut self, name: &str, lost: Option<String>) {
         let standing = self.vifs.networks.entry(name.to_owned()).or_default();
-        standing.retry = lost.is_some().then(|| Instant::now() + UPLINK_RETRY);
+        let look = lost.is_some() || standing.port.is_some();
+        standing.retry = look.then(|| Instant::now() + UPLINK_RETRY);
         if standing.lost == lost {
             return;
         }
@@ -214,11 +220,25 @@ impl Supervisor {
         let names: Vec<String> =
             self.vifs.networks.iter().filter(|(_, it)| due(it)).map(|(name, _)| name.clone()).collect();
         for name in names {
-            let Some(network) = self.config.network(&name) else { continue };
-            let lost = match open_uplink(network) {
-                Ok(uplink) => self.give_uplink(&name, uplink).err().map(|error| error.to_string()),
-                Err(error) => Some(error.to_string()),
+            let (Some(network), Some(standing)) = (self.config.network(&name), self.vifs.networks.get_mut(&name))
+            else {
+                continue;
             };
+            if let (None, Some(port), Uplink::Bridge(bridge)) = (&standing.lost, &standing.port, &network.uplink) {
+                if tap::is_port(port, bridge) {
+                    standing.retry = Some(now + UPLINK_RETRY);
+                    continue;
+                }
+                let why = check(&network.uplink).err().map(|error| error.to_string());
+                let why = why.unwrap_or_else(|| format!("{port} is no port of the bridge {bridge} any more"));
+                self.uplink_changed(&name, Some(why));
+            }
+            let Some(network) = self.config.network(&name) else { continue };
+            let (port, lost) = match open_uplink(network) {
+                Ok((uplink, port)) => (port, self.give_uplink(&name, uplink).err().map(|error| error.to_string())),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            self.vifs.networks.entry(name.clone()).or_default().port = port;
             self.uplink_changed(&name, lost);
         }
     }
@@ -271,6 +291,6 @@ mod tests {
         ] {
             assert_eq!(open_uplink(&network("lan", uplink)).unwrap_err().to_string(), says);
         }
-        assert!(open_uplink(&network("lan", Uplink::Switch)).unwrap().is_none());
+        assert!(open_uplink(&network("lan", Uplink::Switch)).unwrap().0.is_none());
     }
 }
