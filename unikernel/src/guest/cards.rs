@@ -114,7 +114,10 @@ impl Following {
         loop {
             if !self.cards.contains_key(&devid) {
                 match Card::open(&mut self.store, Arc::clone(&self.machine), self.options, devid) {
-                    Ok(Some(card)) => drop(self.cards.insert(devid, Followed { card, wire: None })),
+                    Ok(Some(card)) => {
+                        self.dress(devid, &card)?;
+                        self.cards.insert(devid, Followed { card, wire: None });
+                    }
                     Ok(None) => return Ok(()),
                     Err(error) => {
                         tracing::error!(%error, "vif{devid} cannot be used");
@@ -148,18 +151,25 @@ impl Following {
         }
     }
 
-    /// Gives a card's TAP its address and MTU, and lays the wire.
-    fn plug(&mut self, devid: u32, queues: Vec<Queue>) -> Result<(), GuestError> {
-        let (Some(followed), Some(tap)) = (self.cards.get_mut(&devid), self.taps.get(devid as usize)) else {
-            return Ok(());
-        };
+    /// Gives a card's TAP its address and MTU: before the card is connected, so that nothing is sent from another one.
+    fn dress(&self, devid: u32, card: &Card) -> Result<(), GuestError> {
+        let Some(tap) = self.taps.get(devid as usize) else { return Ok(()) };
         let name = tap::name(tap)?;
-        let (mac, mtu) = (followed.card.mac(), followed.card.mtu());
+        let (mac, mtu) = (card.mac(), card.mtu());
         for result in [tap::set_address(&name, mac.0), tap::set_mtu(&name, mtu), tap::set_up(&name)] {
             if let Err(error) = result {
                 tracing::warn!(%error, "vif{devid}");
             }
         }
+        tracing::info!(%mac, mtu, tap = name, "vif{devid} is there");
+        Ok(())
+    }
+
+    /// Lays a card's wire.
+    fn plug(&mut self, devid: u32, queues: Vec<Queue>) -> Result<(), GuestError> {
+        let (Some(followed), Some(tap)) = (self.cards.get_mut(&devid), self.taps.get(devid as usize)) else {
+            return Ok(());
+        };
         let waker = Waker::new()?;
         let wire = Wire::new(Arc::clone(tap), queues, waker.clone());
         let body = move || {
@@ -171,7 +181,7 @@ impl Following {
         };
         let thread = std::thread::Builder::new().name(format!("vif{devid}")).spawn(body)?;
         followed.wire = Some((thread, waker));
-        tracing::info!(%mac, mtu, tap = name, "vif{devid} is connected");
+        tracing::info!("vif{devid} is connected");
         Ok(())
     }
 

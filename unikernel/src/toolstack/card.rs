@@ -122,13 +122,16 @@ fn choose(store: &mut Client, guest: &Domain, wanted: Option<u32>) -> Result<Dev
     }
 }
 
+/// How long a guest that has a driver may take to connect a card that is offered: twice the backend's dwell, and some.
+const TAKEN: Duration = Duration::from_secs(1);
+
 /// One of the addresses that Xen gives away.
 fn random_address() -> Mac {
     let [a, b, c] = PREFIX;
     Mac([a, b, c, fastrand::u8(..0x80), fastrand::u8(..), fastrand::u8(..)])
 }
 
-/// Writes the nodes and waits until the backend waits for the guest, as libxl does.
+/// Writes the nodes and waits until the backend waits for the guest, as libxl does, and a moment for the guest.
 ///
 /// # Errors
 /// [`Refusal`]; a card that the service VM refused is taken away again.
@@ -188,7 +191,8 @@ pub fn explain(store: &mut Client, prepared: &Prepared) -> Result<Option<String>
     Ok(seen.refused.or(Some(seen.own.reason).filter(|reason| !reason.is_empty())))
 }
 
-/// Waits until the backend waits for the guest, or is further, or says that it will not be.
+/// Waits until the backend waits for the guest, or is further, or says that it will not be; then a moment for the guest
+/// to take the card. A guest need not have a driver yet, so it is no error if it does not.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -196,10 +200,22 @@ pub fn wait(store: &mut Client, prepared: &Prepared, limit: Duration) -> Result<
     let Prepared { guest, service, device, paths, .. } = prepared;
     let deadline = Instant::now() + limit;
     store.watch(&paths.backend, "windsor")?;
+    store.watch(&paths.frontend, "windsor")?;
+    let mut offered = None;
     loop {
         let seen = Seen::read(store, paths)?;
-        if matches!(seen.backend, XenbusState::InitWait | XenbusState::Connected | XenbusState::Reconfigured) {
-            return Ok(());
+        match (seen.backend, seen.frontend) {
+            (XenbusState::Connected | XenbusState::Reconfigured, XenbusState::Connected) => return Ok(()),
+            (XenbusState::InitWait | XenbusState::Connected | XenbusState::Reconfigured, _) => {
+                let moment = *offered.get_or_insert_with(Instant::now) + TAKEN;
+                let now = Instant::now();
+                if now >= moment {
+                    return Ok(());
+                }
+                store.next_event(Some(moment - now))?;
+                continue;
+            }
+            _ => {}
         }
         if seen.frontend == XenbusState::Unknown {
             let text = format!("{} ended, or somebody else took {device} away", guest.name);
