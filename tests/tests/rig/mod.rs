@@ -286,6 +286,17 @@ impl Rig {
         self.guest_with(name, &[])
     }
 
+    /// Starts a daemon of this host in a network namespace.
+    #[track_caller]
+    pub fn start_in(&mut self, namespace: &str, name: &str, command: &str, args: &[&str]) -> &Daemon {
+        let mut ip = Command::new("ip");
+        ip.args(["netns", "exec", namespace]).arg(binary()).arg(command).arg("--dir").arg(self.dir()).args(args);
+        ip.env_remove("WINDSOR_DIR").env_remove("WINDSOR_LOG").stdin(Stdio::null());
+        let daemon = Daemon::start(&mut ip, self.path(&format!("{name}.log")));
+        self.daemons.push((name.to_owned(), daemon));
+        self.daemon(name)
+    }
+
     /// [`Rig::guest`] with more arguments.
     #[track_caller]
     pub fn guest_with(&mut self, name: &str, more: &[&str]) -> &Daemon {
