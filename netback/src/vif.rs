@@ -104,11 +104,13 @@ impl VifQueue {
 impl Vif {
     /// When a queue is to be looked at, whatever happens or not.
     pub fn deadline(&self, number: usize, now: Instant) -> Option<Instant> {
-        let queue = self.queues.get(number)?.as_ref()?;
+        // Nobody serves it any more, so nothing would ever come of the moment.
+        let queue = self.queues.get(number).filter(|_| !self.closed)?.as_ref()?;
         let waits = !queue.backlog.is_empty();
         let look = (waits && !self.features.rx_notify).then(|| queue.looked + LOOK);
         let credit = self.receiving.as_ref().filter(|_| waits).map(Bucket::ready_at).filter(|&at| at > now);
-        let stale = queue.backlog.waits_since().map(|since| since + STALE);
+        // What waits for credit is not old by the guest's fault, and is not dropped for it.
+        let stale = queue.backlog.waits_since().filter(|_| credit.is_none()).map(|since| since + STALE);
         [queue.limited, look, credit, stale].into_iter().flatten().min()
     }
 

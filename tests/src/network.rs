@@ -1,6 +1,7 @@
 //! A network inside one test process: guests with real frontends, and a worker of the real backend between them.
 
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use frontend::hostile::CardQueue;
@@ -29,6 +30,8 @@ pub struct Network {
     /// Read end of its fence.
     pub fence: OwnedFd,
     guests: Vec<(Domain, GuestMemory)>,
+    /// The worker's thread, as the kernel calls it.
+    thread: u32,
 }
 
 /// What a card is like.
@@ -137,8 +140,26 @@ impl Network {
         let world = World::new();
         let (fence, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let parts = ThreadParts { fence: write_end, exchange: Box::<ForeignExchange>::default() };
+        // Which thread it is can be seen while nobody else starts one.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = threads();
         let worker = Worker::start(uplink, parts).unwrap();
-        Network { world, worker, fence, guests: Vec::new() }
+        let thread = threads().into_iter().find(|thread| !before.contains(thread)).unwrap();
+        drop(alone);
+        Network { world, worker, fence, guests: Vec::new(), thread }
+    }
+
+    /// How long the worker's thread has been on a processor, to 10 ms.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread)).unwrap();
+        // Fields 14 and 15 of proc(5), after a name in parentheses.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks: u64 = fields.split(' ').skip(12).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
     }
 
     /// A new guest with one card.
@@ -306,6 +327,16 @@ impl Vif {
             self.queues[queue].wait(Duration::from_millis(100)).unwrap();
         }
     }
+}
+
+/// Threads of networks in this process.
+fn threads() -> Vec<u32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let tasks = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+    let is_one = |task: &u32| {
+        std::fs::read_to_string(format!("/proc/self/task/{task}/comm")).is_ok_and(|name| name.trim_end() == "switch")
+    };
+    tasks.filter(is_one).collect()
 }
 
 /// As the supervisor would have read them.

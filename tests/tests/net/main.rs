@@ -2,6 +2,7 @@
 
 mod frames;
 mod hostile;
+mod idle;
 mod passing;
 mod rules;
 mod waiting;
