@@ -41,6 +41,11 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
+/// Most segments of one packet: with 64 KiB, segments of 64 bytes. A sender that wants smaller ones (Linux's own least
+/// is 48 with all options, `TCP_MIN_SND_MSS`) is not one that anybody waits for, and each segment costs us a header and a
+/// sum, whatever it carries.
+pub const MOST_SEGMENTS: usize = 1024;
+
 /// The work cannot be done on this frame: it is not what its sender says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a frame that is not what its sender left to do with it")]
@@ -230,7 +235,7 @@ impl<'a> Segments<'a> {
     /// Prepares to cut `frame`.
     ///
     /// # Errors
-    /// [`Unfit`] when it is not a TCP packet of that kind.
+    /// [`Unfit`] when it is not a TCP packet of that kind, or would be more than [`MOST_SEGMENTS`].
     pub fn new(frame: &'a [u8], gso: Gso) -> Result<Segments<'a>, Unfit> {
         let headers = Headers::parse(frame).ok_or(Unfit)?;
         let tcp_bytes = tcp_header(&headers, gso)?;
@@ -241,6 +246,9 @@ impl<'a> Segments<'a> {
             return Err(Unfit);
         }
         let size = usize::from(gso.size);
+        if size == 0 || (frame.len() - header).div_ceil(size) > MOST_SEGMENTS {
+            return Err(Unfit);
+        }
         Ok(Segments { frame, headers, header, tcp, end: frame.len(), size, done: 0, number: 0 })
     }
 

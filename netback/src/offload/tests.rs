@@ -82,6 +82,21 @@ fn what_is_no_tcp_and_no_udp_is_unfit() {
     assert_eq!(to_vnet(&offload, &mut packet, 56), Err(Unfit));
 }
 
+/// One slot of twelve bytes must not make us write headers for 64 KiB of payload, one for each byte.
+#[test]
+fn t23_segments_are_not_so_small_that_they_are_nothing_but_headers() {
+    let most = |payload: usize, size| {
+        let packet = frame(false, false, 0, &vec![1; payload]);
+        let segments = Segments::new(&packet, Gso { kind: GsoKind::TcpV4, size });
+        segments.is_ok().then_some(())
+    };
+    assert_eq!(most(65_481, 1), None);
+    assert_eq!(most(65_481, 63), None);
+    assert_eq!(most(65_481, 64), Some(()));
+    assert_eq!((most(1024, 1), most(1025, 1)), (Some(()), None));
+    assert_eq!(most(100, 0), None, "which would never end");
+}
+
 #[test]
 fn the_kernel_is_told_and_tells_in_virtio_words() {
     let offload = Offload { checksum: Checksum::Blank, gso: Some(Gso { kind: GsoKind::TcpV6, size: 1428 }) };
