@@ -14,6 +14,7 @@ use crate::limit::Bucket;
 use crate::multicast::Groups;
 use crate::packet::{Checksum, GsoKind, Offload};
 use crate::policy::Policy;
+use crate::proto::MAX_TX_SIZE;
 use crate::receive::Receive;
 use crate::slots::Outgoing;
 use crate::stats::Counter;
@@ -129,7 +130,8 @@ impl Vif {
     /// Does a packet of this many bytes fit into what its frontend can take?
     pub fn holds(&self, len: u32) -> bool {
         let page = grant::PAGE_SIZE as u32 - u32::from(self.features.xdp_headroom);
-        self.features.scatter_gather || len <= page
+        // A tag that is put in must not make it larger than packets are.
+        if self.features.scatter_gather { len <= MAX_TX_SIZE as u32 } else { len <= page }
     }
 
     /// The receive queue for a packet that came by queue `number`, or has this hash.

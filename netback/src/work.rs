@@ -116,7 +116,7 @@ impl Fabric {
         let (holds, headroom) = (card.holds(frame.len() as u32), card.features.xdp_headroom);
         let ready = card.receiving.as_mut().is_none_or(|bucket| bucket.is_ready(core.now));
         let Some(queue) = card.queues.get_mut(number).and_then(Option::as_mut) else { return };
-        if !holds || frame.len() > MAX_TX_SIZE {
+        if !holds {
             return queue.count(Counter::DroppedUnfit, 1);
         }
         let outgoing = Outgoing { len: frame.len() as u32, offload, hash: None, headroom };

@@ -17,7 +17,7 @@ fn send(from: &mut Vif, bytes: Vec<u8>) {
 
 /// Nothing has come, as far as can be told: what was sent is answered, so it was given or dropped.
 fn nothing(vif: &mut Vif) {
-    assert_eq!(vif.receive_within(Duration::ZERO), None);
+    assert_eq!(vif.receive_within(Duration::ZERO).map(|received| received.bytes.len()), None);
 }
 
 #[test]
@@ -131,6 +131,31 @@ fn a_frame_is_no_longer_than_its_receiver_takes() {
     let frame = plain(jumbo.mac, usual.mac, 1518);
     send(&mut jumbo, frame);
     assert_eq!(usual.receive().bytes.len(), 1518);
+}
+
+#[test]
+fn t21_a_tag_makes_no_packet_larger_than_packets_are() {
+    let mut network = Network::new();
+    let card = Card { mtu: 65_521, ..Card::default() };
+    let mut seven = network.vif(&Card { vlan: Some(7), ..card.clone() });
+    let mut trunk = network.vif(&card);
+    let frame = plain(seven.mac, trunk.mac, 65_535);
+    send(&mut seven, frame);
+    nothing(&mut trunk);
+    assert_eq!(trunk.stats().dropped_unfit, 1);
+    // What can be cut is cut.
+    let tcp = Tcp { v6: false, payload: 65_535 - 54 };
+    let frame = Frame::new(tcp.frame(seven.mac, trunk.mac)).with(tcp.offload(9000));
+    assert!(seven.queues[0].send(&frame));
+    seven.queues[0].kick();
+    seven.answered(0);
+    let mut payload = 0;
+    while payload < tcp.payload {
+        let received = trunk.receive();
+        assert!(received.offload.gso.is_none() && received.bytes.len() <= 9000 + 54 + 4);
+        payload += received.bytes.len() - 54 - 4;
+    }
+    assert_eq!((payload, trunk.queues[0].counts().receive_errors), (tcp.payload, 0));
 }
 
 #[test]
