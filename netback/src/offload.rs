@@ -118,6 +118,18 @@ fn pseudo(headers: &Headers, len: usize, udp: bool) -> u64 {
     addresses + u64::from(if udp { UDP } else { TCP }) + len as u64
 }
 
+/// Is the frame, of `len` bytes that begin with `first`, what its sender's work can be done on? Whoever gets it may take
+/// the sender's word for it, so nothing else is passed on (XSA-423's lesson; Linux's backend drops it too).
+pub fn is_fit(offload: &Offload, headers: &Headers, first: &[u8], len: usize) -> bool {
+    if offload.checksum != Checksum::Blank {
+        return offload.gso.is_none();
+    }
+    let Some(place) = place(headers, first, len, offload.gso.is_some()).filter(|_| !is_fragment(headers)) else {
+        return false;
+    };
+    offload.gso.is_none_or(|gso| tcp_header(headers, gso).is_ok_and(|header| place.start + header < len))
+}
+
 /// Works out the transport checksum of a whole frame.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use zerocopy::IntoBytes;
 use crate::fabric::{Body, Fabric, Packet};
 use crate::frame::{HEADS, head_at, tag_at};
 use crate::headers::Headers;
+use crate::offload;
 use crate::packet::HEADERS;
 use crate::proto::{NETIF_RSP_DROPPED, NETIF_RSP_ERROR, NETIF_RSP_NULL, NETIF_RSP_OKAY, NetifTxResponse};
 use crate::request::{Batch, Kind, Slot};
@@ -160,6 +161,9 @@ impl Fabric {
         if allowed.is_err() {
             self.count(vif, number, Counter::DroppedPolicy, 1);
             return NETIF_RSP_DROPPED;
+        }
+        if !offload::is_fit(&packet.offload, &headers, first, packet.len as usize) {
+            return NETIF_RSP_ERROR;
         }
         let fragments = packet.fragments.start as usize..packet.fragments.end as usize;
         let packet = Packet {

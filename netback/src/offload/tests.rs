@@ -98,6 +98,35 @@ fn t23_segments_are_not_so_small_that_they_are_nothing_but_headers() {
 }
 
 #[test]
+fn t23_work_that_a_frame_does_not_fit_is_seen_from_its_first_bytes() {
+    let kinds = [None, Some(GsoKind::TcpV4), Some(GsoKind::TcpV6)];
+    let fits = |frame: &[u8]| {
+        kinds.map(|kind| {
+            let offload = Offload { checksum: Checksum::Blank, gso: kind.map(|kind| Gso { kind, size: 100 }) };
+            let first = &frame[..frame.len().min(128)];
+            is_fit(&offload, &Headers::parse(first).unwrap(), first, frame.len())
+        })
+    };
+    assert_eq!(fits(&frame(false, false, 0, &[1; 300])), [true, true, false]);
+    assert_eq!(fits(&frame(true, false, 0, &[1; 300])), [true, false, true]);
+    assert_eq!(fits(&frame(false, true, 0, &[1; 300])), [true, false, false], "UDP is not cut");
+    assert_eq!(fits(&frame(false, false, 0, &[])), [true, false, false], "nothing to cut");
+    let mut fragment = frame(false, false, 0, &[1; 300]);
+    fragment[20] = 0x20;
+    assert_eq!(fits(&fragment), [false; 3]);
+    let mut arp = frame(false, false, 0, &[1; 300]);
+    arp[13] = 6;
+    assert_eq!(fits(&arp), [false; 3]);
+    let mut long = frame(false, false, 0, &[1; 300]);
+    long[46] = 0xF0;
+    assert_eq!(fits(&long), [true, true, false], "options are payload to some, and data to others");
+    long.truncate(54);
+    assert_eq!(fits(&long), [false; 3], "its header is longer than it is");
+    let plain = Offload::default();
+    assert!(is_fit(&plain, &Headers::parse(&arp).unwrap(), &arp, arp.len()));
+}
+
+#[test]
 fn the_kernel_is_told_and_tells_in_virtio_words() {
     let offload = Offload { checksum: Checksum::Blank, gso: Some(Gso { kind: GsoKind::TcpV6, size: 1428 }) };
     let mut packet = frame(true, false, 3, &[7; 5000]);
