@@ -85,7 +85,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. `uplink` is a TAP with `IFF_VNET_HDR` (see [`crate::tap`]).
+    /// Starts the thread. `uplink` is a TAP with `IFF_VNET_HDR` (see [`grant::tap`]).
     ///
     /// # Errors
     /// What the kernel says: io_uring may be forbidden, see [`grant::caps::check_io_uring`].

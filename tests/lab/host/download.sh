@@ -14,22 +14,27 @@ tool_packages() {
     echo e2fsprogs libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 fio libaio1 libnuma1
 }
 
+# Sets dom0, old and new to the kernels' packages, and downloads everything into $LAB/debs.
+fetch_packages() {
+    dom0=$(kernel_package linux-image-amd64)
+    old=$(kernel_package linux-image-cloud-amd64)
+    new=$(kernel_package linux-image-6.12-cloud-amd64)
+    [ -n "$dom0" ] && [ -n "$old" ] && [ -n "$new" ] || return
+    rm -rf "$LAB/debs" "$LAB/root" "$LAB/kernels"
+    mkdir -p "$LAB"/debs "$LAB"/root "$LAB"/kernels/{dom0,6.1,6.12}
+    # shellcheck disable=SC2046
+    (cd "$LAB/debs" && apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$dom0" "$old" "$new" $(tool_packages))
+}
+
 # Fetch into $LAB/debs and unpack into $LAB/root (tools) and $LAB/kernels/{dom0,6.1,6.12}. A finished download of the same packages is kept as
 # it is.
 download() {
     [ "$(cat "$LAB/downloaded" 2>/dev/null)" = "$(tool_packages)" ] && return
     say "downloading Xen, kernels and tools into $LAB/debs"
-    apt-cache show xen-hypervisor-4.17-amd64 >/dev/null 2>&1 || apt-get update -qq ||
-        die "no package lists and 'apt-get update' failed: run it as root once"
     local dom0 old new part
-    dom0=$(kernel_package linux-image-amd64)
-    old=$(kernel_package linux-image-cloud-amd64)
-    new=$(kernel_package linux-image-6.12-cloud-amd64)
-    rm -rf "$LAB/debs" "$LAB/root" "$LAB/kernels"
-    mkdir -p "$LAB"/debs "$LAB"/root "$LAB"/kernels/{dom0,6.1,6.12}
-    # shellcheck disable=SC2046
-    (cd "$LAB/debs" && apt-get download -qq -o APT::Sandbox::User="$(id -un)" "$dom0" "$old" "$new" $(tool_packages)) ||
-        die "apt-get download failed (is Debian 12's package list in use?)"
+    # Lists that are missing, or older than what the mirror still has, are renewed once.
+    fetch_packages 2>/dev/null || { apt-get update -qq && fetch_packages; } ||
+        die "apt-get download failed: is this Debian 12, and are its package lists new ('apt-get update' as root)?"
     for part in "$LAB"/debs/*.deb; do
         case $part in
         */"${dom0}"_*) dpkg -x "$part" "$LAB/kernels/dom0" ;;
