@@ -14,6 +14,7 @@ mod medium;
 pub mod nodes;
 pub mod process;
 mod published;
+mod record;
 mod reports;
 mod resume;
 mod returned;

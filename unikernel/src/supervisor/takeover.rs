@@ -9,8 +9,7 @@
 //! A record is renewed whenever it has changed, before anybody else can see a consequence. So whoever takes over knows
 //! at least as much as its workers do, and asks them again where it cannot be sure.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -18,7 +17,6 @@ use blkback::config::DiskParams;
 use blkback::limit::{Need, Width};
 use grant::DomId;
 use grant::meter::Meter;
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::device::{Device, WorkerId};
@@ -26,15 +24,12 @@ use super::guest::Guest;
 use super::nodes::{Description, Name};
 use super::volume::Opened;
 use super::worker::Worker;
-use super::{Supervisor, SupervisorError};
+use super::{Supervisor, SupervisorError, record};
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::Service;
 
 /// Key that says that a supervisor has served before.
 const READY: &str = "ready";
-
-/// Longest record, in bytes.
-const MAX_RECORD: u64 = 64 << 10;
 
 /// What is remembered of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,41 +76,21 @@ impl Record {
         }
     }
 
-    fn write(&self) -> io::Result<OwnedFd> {
-        let mut file = File::from(memfd_create(c"windsor-device", MemfdFlags::CLOEXEC)?);
-        file.write_all(&serde_json::to_vec(self)?)?;
-        Ok(file.into())
-    }
-
-    fn read(fd: OwnedFd) -> io::Result<Record> {
-        let mut file = File::from(fd);
-        file.seek(SeekFrom::Start(0))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_RECORD).read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
-    }
-
     /// The device again; `fds` follow the record.
     fn device(self, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result<Device> {
-        let lacking = || io::Error::new(io::ErrorKind::InvalidData, "a descriptor is missing");
         let mut device = Device::found(XenbusState::Initialising);
-        device.state = XenbusState::parse(self.state.to_string().as_bytes());
+        device.state = record::state(self.state);
         if let Some((disk, has_fd)) = self.volume {
-            let fd = if has_fd { Some(fds.next().ok_or_else(lacking)?) } else { None };
+            let fd = if has_fd { Some(record::next(&mut fds)?) } else { None };
             device.volume = Some(Opened { fd, disk });
         }
         if self.meter {
-            let fd = fds.next().ok_or_else(lacking)?;
+            let fd = record::next(&mut fds)?;
             device.meter = Some((fd.try_clone()?, Meter::open(fd)?));
         }
         device.journals = fds.collect();
         device.about = self.about;
-        device.service = match self.service {
-            1 => Service::Connecting,
-            2 => Service::Connected,
-            3 => Service::Draining,
-            _ => Service::None,
-        };
+        device.service = record::service(self.service);
         device.worker = self.worker;
         device.offered = self.offered;
         device.refused = self.refused;
@@ -143,7 +118,7 @@ impl Supervisor {
         if device.kept.as_ref() == Some(&record) {
             return Ok(());
         }
-        let written = record.write()?;
+        let written = record::write(&record)?;
         let mut fds: Vec<BorrowedFd<'_>> = vec![written.as_fd()];
         fds.extend(device.volume.as_ref().and_then(|volume| volume.fd.as_ref()).map(AsFd::as_fd));
         fds.extend(device.meter.as_ref().map(|(fd, _)| fd.as_fd()));
@@ -233,7 +208,7 @@ impl Supervisor {
         let (guest, devid) = key.split_once('-')?;
         let name = Name::parse(guest, devid)?;
         let mut fds = fds.into_iter();
-        let record = Record::read(fds.next()?).ok()?;
+        let record: Record = record::read(fds.next()?).ok()?;
         let mut device = record.device(fds).ok()?;
         device.timer = Some(Instant::now());
         self.devices.insert(name, device);
@@ -251,6 +226,8 @@ fn worker_key(id: WorkerId, worker: &Guest) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
@@ -264,9 +241,9 @@ mod tests {
         let fd = File::open("/dev/null").unwrap().into();
         device.volume = Some(Opened { fd: Some(fd), disk });
         let record = Record::of(&device);
-        let written = record.write().unwrap();
+        let written = record::write(&record).unwrap();
         let fds = [File::open("/dev/null").unwrap().into()].into_iter();
-        let again = Record::read(written).unwrap().device(fds).unwrap();
+        let again = record::read::<Record>(written).unwrap().device(fds).unwrap();
         assert_eq!(Record::of(&again), record);
         assert!(record.device(std::iter::empty()).is_err());
     }

@@ -6,14 +6,12 @@
 //! | `uplink-NETWORK` | none: its worker has no uplink though it should have one |
 //! | `card-GUEST-DEVID` | the record (JSON in a memfd), then the meter where there is one |
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use grant::meter::Meter;
 use netback::config::{Negotiated, Rate, VifName};
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use xenstore::xenbus::XenbusState;
 use xenstore::xenbus::backend::Service;
@@ -24,10 +22,7 @@ use super::vif::Vif;
 use crate::message::VifOrder;
 use crate::supervisor::device::WorkerId;
 use crate::supervisor::worker::Worker;
-use crate::supervisor::{Supervisor, SupervisorError};
-
-/// Longest record, in bytes.
-const MAX_RECORD: u64 = 64 << 10;
+use crate::supervisor::{Supervisor, SupervisorError, record};
 
 /// What is remembered of a card. What its toolstack wrote is read again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,35 +59,16 @@ impl Record {
         }
     }
 
-    fn write(&self) -> io::Result<OwnedFd> {
-        let mut file = File::from(memfd_create(c"windsor-card", MemfdFlags::CLOEXEC)?);
-        file.write_all(&serde_json::to_vec(self)?)?;
-        Ok(file.into())
-    }
-
-    fn read(fd: OwnedFd) -> io::Result<Record> {
-        let mut file = File::from(fd);
-        file.seek(SeekFrom::Start(0))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_RECORD).read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
-    }
-
     /// The card again; `fds` follow the record.
     fn vif(self, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result<Vif> {
         let mut vif = Vif::found(XenbusState::Initialising);
         if self.meter {
-            let fd = fds.next().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a descriptor is missing"))?;
+            let fd = record::next(&mut fds)?;
             vif.meter = Some((fd.try_clone()?, Meter::open(fd)?));
         }
         vif.network = self.network;
-        vif.state = XenbusState::parse(self.state.to_string().as_bytes());
-        vif.service = match self.service {
-            1 => Service::Connecting,
-            2 => Service::Connected,
-            3 => Service::Draining,
-            _ => Service::None,
-        };
+        vif.state = record::state(self.state);
+        vif.service = record::service(self.service);
         vif.worker = self.worker;
         vif.negotiated = self.negotiated;
         vif.rate = self.rate;
@@ -113,7 +89,7 @@ impl Supervisor {
         if vif.kept.as_ref() == Some(&record) {
             return Ok(());
         }
-        let written = record.write()?;
+        let written = record::write(&record)?;
         let mut fds: Vec<BorrowedFd<'_>> = vec![written.as_fd()];
         fds.extend(vif.meter.as_ref().map(|(fd, _)| fd.as_fd()));
         self.keeper.keep(&key(name), &fds)?;
@@ -170,7 +146,7 @@ impl Supervisor {
                 let (guest, devid) = rest.split_once('-')?;
                 let name = nodes::parse(guest, devid)?;
                 let mut fds = fds.into_iter();
-                let record = Record::read(fds.next()?).ok()?;
+                let record: Record = record::read(fds.next()?).ok()?;
                 let mut vif = record.vif(fds).ok()?;
                 vif.timer = Some(Instant::now());
                 self.vifs.vifs.insert(name, vif);
@@ -240,7 +216,8 @@ mod tests {
         let meter = || Meter::create(1).unwrap();
         vif.meter = Some((meter(), Meter::open(meter()).unwrap()));
         let record = Record::of(&vif);
-        let again = Record::read(record.write().unwrap()).unwrap().vif([meter()].into_iter()).unwrap();
+        let again =
+            record::read::<Record>(record::write(&record).unwrap()).unwrap().vif([meter()].into_iter()).unwrap();
         assert_eq!(Record::of(&again), record);
         assert!(record.vif(std::iter::empty()).is_err());
     }
