@@ -1,6 +1,7 @@
 //! The xenbus handshake between the two halves of a device (Xen's public `io/xenbus.h`).
 
 pub mod backend;
+pub mod frontend;
 
 use std::fmt;
 

@@ -1,13 +1,11 @@
 //! A disk's frontend on a store: reads what the backend says, writes what we answer.
-//!
-//! Nothing is written unless our directory is still there and still says what we wrote last: a toolstack that has
-//! removed it, or put a new one in its place, does not want our word in it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use grant::{DomId, Granted};
 use xenstore::xenbus::XenbusState;
+use xenstore::xenbus::frontend::Frontend;
 use xenstore::{Client, Error, Store};
 
 use super::device::{Device, DeviceError, Machine, Step};
@@ -64,16 +62,9 @@ impl From<DeviceError> for FollowError {
 
 /// One disk of this domain.
 pub struct Blkfront {
-    /// Ours, relative to the domain.
-    dir: String,
-    backend: String,
-    token: String,
+    place: Frontend,
     device: Device,
-    /// What our state was when we looked last, or wrote it.
-    ours: XenbusState,
-    theirs: XenbusState,
     connected: bool,
-    gone: bool,
 }
 
 /// The directory of disk `devid`, relative to its domain.
@@ -107,17 +98,10 @@ impl Blkfront {
         let backend = String::from_utf8(backend).ok().filter(|path| path.starts_with("/local/domain/"));
         let backend = backend.ok_or_else(|| wrong("backend"))?;
         let peer = decimal(&peer).and_then(|peer| u16::try_from(peer).ok()).ok_or_else(|| wrong("backend-id"))?;
-        let token = format!("backend/{devid}");
-        store.watch(&format!("{backend}/state"), &token)?;
         Ok(Some(Blkfront {
+            place: Frontend::open(store, dir, backend, format!("backend/{devid}"))?,
             device: Device::new(machine, options, DomId(peer), devid),
-            dir,
-            backend,
-            token,
-            ours: XenbusState::Initialising,
-            theirs: XenbusState::Unknown,
             connected: false,
-            gone: false,
         }))
     }
 
@@ -133,7 +117,7 @@ impl Blkfront {
 
     /// Our state and the backend's, as seen last.
     pub fn states(&self) -> (XenbusState, XenbusState) {
-        (self.ours, self.theirs)
+        self.place.states()
     }
 
     /// True from [`Event::Connected`] on until its queues are back.
@@ -152,41 +136,27 @@ impl Blkfront {
     }
 
     fn step(&mut self, store: &mut Client) -> Result<Event, FollowError> {
-        if self.gone {
+        if self.place.is_gone() {
             return Ok(Event::Nothing);
         }
-        let (ours, theirs) = store.transaction(|tx| {
-            let ours = tx.read_optional(&format!("{}/state", self.dir))?;
-            let backend = tx.read_optional(&format!("{}/backend", self.dir))?;
-            // A directory with another backend is another disk.
-            let ours = ours.filter(|_| backend.is_some_and(|path| path == self.backend.as_bytes()));
-            let theirs = match tx.read_optional(&format!("{}/state", self.backend)) {
-                // Where the backend's directory is gone C xenstored says EACCES, for we may not read its parent.
-                Err(error) if error.is_permission() => None,
-                other => other?,
-            };
-            Ok((ours, theirs))
-        })?;
-        let state = |value: Option<Vec<u8>>| value.map_or(XenbusState::Unknown, |value| XenbusState::parse(&value));
-        self.theirs = state(theirs);
-        if state(ours) != self.ours {
-            self.gone = true;
+        self.place.look(store)?;
+        if self.place.is_gone() {
             self.device.gate().fail("the toolstack has taken the disk away".to_owned());
             return Ok(Event::Gone);
         }
-        let backend = &self.backend;
-        let step = self.device.observe(self.theirs, &mut |key| store.read_optional(&format!("{backend}/{key}")));
+        let (backend, (_, theirs)) = (self.place.backend(), self.place.states());
+        let step = self.device.observe(theirs, &mut |key| store.read_optional(&format!("{backend}/{key}")));
         match step? {
             Step::Wait => Ok(Event::Nothing),
             Step::Announce { keys, state } => {
                 // The state follows on its own, as a stock frontend does it.
-                self.write(store, &keys, None)?;
-                self.write(store, &[], Some(state))?;
+                self.place.write(store, &keys, None)?;
+                self.place.write(store, &[], Some(state))?;
                 Ok(Event::Nothing)
             }
             Step::Connected(properties, queues) => {
                 self.connected = true;
-                self.write(store, &[], Some(XenbusState::Connected))?;
+                self.place.write(store, &[], Some(XenbusState::Connected))?;
                 Ok(Event::Connected(properties, queues))
             }
             Step::Changed(properties) => Ok(Event::Changed(properties)),
@@ -205,7 +175,7 @@ impl Blkfront {
     /// The store did not answer.
     pub fn leave(&mut self, store: &mut Client) -> Result<(), FollowError> {
         self.device.leave();
-        self.write(store, &[], Some(XenbusState::Closing))
+        Ok(self.place.write(store, &[], Some(XenbusState::Closing))?)
     }
 
     /// Takes the queues back and tells the backend that it may let go.
@@ -215,44 +185,14 @@ impl Blkfront {
     pub fn closed(&mut self, store: &mut Client, queues: Vec<Queue>) -> Result<(), FollowError> {
         self.device.closing(queues);
         self.connected = false;
-        self.write(store, &[], Some(XenbusState::Closed))
+        Ok(self.place.write(store, &[], Some(XenbusState::Closed))?)
     }
 
     /// Ends the watch, every grant and every port. Returns what the backend still has mapped: these pages must stay as
     /// they are until [`grant::GrantAccess::end`] takes them.
     pub fn release(self, store: &mut Client) -> Vec<Granted> {
-        if let Err(error) = store.unwatch(&format!("{}/state", self.backend), &self.token) {
-            tracing::debug!(%error, "ending a watch failed");
-        }
+        self.place.release(store);
         self.device.finish()
-    }
-
-    /// Writes below our directory, unless it is no longer ours.
-    fn write(
-        &mut self,
-        store: &mut Client,
-        keys: &[(String, String)],
-        state: Option<XenbusState>,
-    ) -> Result<(), FollowError> {
-        let (dir, expected, gone) = (&self.dir, self.ours, self.gone);
-        let written = store.transaction(|tx| {
-            let found = tx.read_optional(&format!("{dir}/state"))?;
-            if gone || found.is_none_or(|found| XenbusState::parse(&found) != expected) {
-                return Ok(false);
-            }
-            for (key, value) in keys {
-                tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
-            }
-            if let Some(state) = state {
-                tx.write(&format!("{dir}/state"), (state as u8).to_string().as_bytes())?;
-            }
-            Ok(true)
-        })?;
-        // Otherwise the next look finds out why.
-        if let (true, Some(state)) = (written, state) {
-            self.ours = state;
-        }
-        Ok(())
     }
 }
 
@@ -308,7 +248,7 @@ fn wait(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let theirs = disk.as_ref().map_or(XenbusState::Unknown, |disk| disk.theirs);
+            let theirs = disk.as_ref().map_or(XenbusState::Unknown, |disk| disk.states().1);
             return Err(FollowError::TimedOut(timeout, theirs));
         }
         store.next_event(Some(left))?;

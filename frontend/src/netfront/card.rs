@@ -4,7 +4,6 @@
 //!  backend:   InitWait               Connected      Closing            Closed, or gone
 //!  us:        keys, Connected   -->  it works  -->  Closed        -->  the grants are ended
 //! ```
-//! Nothing is written unless our directory is still there and still says what we wrote last.
 
 use std::io;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 use grant::{DomId, Granted};
 use netback::packet::Mac;
 use xenstore::xenbus::XenbusState;
+use xenstore::xenbus::frontend::Frontend;
 use xenstore::{Client, Error, Store};
 
 use super::negotiate::{choose, keys};
@@ -56,20 +56,15 @@ pub enum CardError {
 
 /// One card of this domain.
 pub struct Card {
-    dir: String,
-    backend: String,
-    token: String,
+    place: Frontend,
     peer: DomId,
     mac: Mac,
     mtu: u16,
     machine: Arc<dyn Machine>,
     options: Options,
-    ours: XenbusState,
-    theirs: XenbusState,
     /// Laid out and not handed over.
     queues: Vec<Queue>,
     connected: bool,
-    gone: bool,
 }
 
 /// The directory of card `devid`, relative to its domain.
@@ -111,22 +106,15 @@ impl Card {
         let peer = peer.parse().map(DomId).map_err(|_| wrong("backend-id"))?;
         let mac = mac.as_deref().and_then(|mac| mac.parse().ok()).ok_or_else(|| wrong("mac"))?;
         let mtu = mtu.as_deref().and_then(|mtu| mtu.parse().ok()).unwrap_or(1500);
-        let token = format!("vif-backend/{devid}");
-        store.watch(&format!("{backend}/state"), &token)?;
         Ok(Some(Card {
-            backend: backend.clone(),
-            dir,
-            token,
+            place: Frontend::open(store, dir, backend.clone(), format!("vif-backend/{devid}"))?,
             peer,
             mac,
             mtu,
             machine,
             options,
-            ours: XenbusState::Initialising,
-            theirs: XenbusState::Unknown,
             queues: Vec::new(),
             connected: false,
-            gone: false,
         }))
     }
 
@@ -142,7 +130,7 @@ impl Card {
 
     /// Our state and the backend's, as seen last.
     pub fn states(&self) -> (XenbusState, XenbusState) {
-        (self.ours, self.theirs)
+        self.place.states()
     }
 
     /// True from [`Event::Connected`] on until its queues are back.
@@ -156,27 +144,15 @@ impl Card {
     /// # Errors
     /// [`CardError`]: the card is given up, call [`Card::closed`] with whatever queues there are.
     pub fn turn(&mut self, store: &mut Client) -> Result<Event, CardError> {
-        if self.gone {
+        if self.place.is_gone() {
             return Ok(Event::Nothing);
         }
-        let (ours, theirs) = store.transaction(|tx| {
-            let ours = tx.read_optional(&format!("{}/state", self.dir))?;
-            let backend = tx.read_optional(&format!("{}/backend", self.dir))?;
-            let ours = ours.filter(|_| backend.is_some_and(|path| path == self.backend.as_bytes()));
-            let theirs = match tx.read_optional(&format!("{}/state", self.backend)) {
-                Err(error) if error.is_permission() => None,
-                other => other?,
-            };
-            Ok((ours, theirs))
-        })?;
-        let state = |value: Option<Vec<u8>>| value.map_or(XenbusState::Unknown, |value| XenbusState::parse(&value));
-        self.theirs = state(theirs);
-        if state(ours) != self.ours {
-            self.gone = true;
+        self.place.look(store)?;
+        if self.place.is_gone() {
             return Ok(Event::Gone);
         }
         use XenbusState::{Closed, Closing, Connected, InitWait, Initialising, Unknown};
-        match (self.ours, self.theirs) {
+        match self.place.states() {
             (Initialising, InitWait) => self.announce(store),
             (Connected, XenbusState::Connected) if !self.connected => {
                 self.connected = true;
@@ -184,7 +160,7 @@ impl Card {
             }
             (Connected, Closing | Closed | Unknown) if self.connected => Ok(Event::Closing),
             (Connected, Closing | Closed | Unknown) => {
-                self.write(store, &[], Closed)?;
+                self.place.write(store, &[], Some(Closed))?;
                 Ok(Event::Nothing)
             }
             (Closed, Closed | Unknown) => Ok(Event::Finished),
@@ -193,7 +169,7 @@ impl Card {
     }
 
     fn announce(&mut self, store: &mut Client) -> Result<Event, CardError> {
-        let backend = &self.backend;
+        let backend = self.place.backend();
         let options = choose(&self.options, &mut |key| store.read_optional(&format!("{backend}/{key}")))?;
         for _ in 0..options.queues {
             let (grants, events) = (self.machine.grant_access()?, self.machine.event_channel()?);
@@ -201,8 +177,8 @@ impl Card {
         }
         let rings: Vec<_> = self.queues.iter().map(Queue::keys).collect();
         // The state follows on its own, as a stock frontend does it.
-        self.write(store, &keys(&options, &rings), XenbusState::Initialising)?;
-        self.write(store, &[], XenbusState::Connected)?;
+        self.place.write(store, &keys(&options, &rings), None)?;
+        self.place.write(store, &[], Some(XenbusState::Connected))?;
         Ok(Event::Nothing)
     }
 
@@ -211,7 +187,7 @@ impl Card {
     /// # Errors
     /// The store did not answer.
     pub fn leave(&mut self, store: &mut Client) -> Result<(), CardError> {
-        self.write(store, &[], XenbusState::Closing)
+        Ok(self.place.write(store, &[], Some(XenbusState::Closing))?)
     }
 
     /// Takes the queues back and tells the backend that it may let go.
@@ -221,37 +197,13 @@ impl Card {
     pub fn closed(&mut self, store: &mut Client, queues: Vec<Queue>) -> Result<(), CardError> {
         self.queues.extend(queues);
         self.connected = false;
-        self.write(store, &[], XenbusState::Closed)
+        Ok(self.place.write(store, &[], Some(XenbusState::Closed))?)
     }
 
     /// Ends the watch, every grant and every port. Returns what the backend still has mapped.
     pub fn release(self, store: &mut Client) -> Vec<Granted> {
-        if let Err(error) = store.unwatch(&format!("{}/state", self.backend), &self.token) {
-            tracing::debug!(%error, "ending a watch failed");
-        }
+        self.place.release(store);
         self.queues.into_iter().filter_map(|queue| queue.close().err()).flatten().collect()
-    }
-
-    /// Writes below our directory, unless it is no longer ours.
-    fn write(&mut self, store: &mut Client, keys: &[(String, String)], state: XenbusState) -> Result<(), CardError> {
-        let (dir, expected, gone) = (&self.dir, self.ours, self.gone);
-        let written = store.transaction(|tx| {
-            let found = tx.read_optional(&format!("{dir}/state"))?;
-            if gone || found.is_none_or(|found| XenbusState::parse(&found) != expected) {
-                return Ok(false);
-            }
-            for (key, value) in keys {
-                tx.write(&format!("{dir}/{key}"), value.as_bytes())?;
-            }
-            if state != expected {
-                tx.write(&format!("{dir}/state"), (state as u8).to_string().as_bytes())?;
-            }
-            Ok(true)
-        })?;
-        if written {
-            self.ours = state;
-        }
-        Ok(())
     }
 }
 
@@ -280,7 +232,7 @@ pub fn connect(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let theirs = card.as_ref().map_or(XenbusState::Unknown, |card| card.theirs);
+            let theirs = card.as_ref().map_or(XenbusState::Unknown, |card| card.states().1);
             break Err(CardError::TimedOut(timeout, theirs));
         }
         store.next_event(Some(left))?;
