@@ -1,17 +1,24 @@
 //! What waits for a guest that has posted no buffers: bounded in bytes, fair between flows, and short for each of them
 //! (FQ-CoDel, RFC 8290, over CoDel, RFC 8289). A guest that takes nothing costs the same as one that takes all.
 //!
-//! Memory comes in chunks, is taken when something waits, used again, and given back when nothing does.
+//! Memory comes in chunks, is taken when something waits, used again, and given back when nothing does, except for a
+//! little, so that a guest that is behind now and then costs no allocations.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::packet::Offload;
+use crate::packet::{Hash, Offload};
 
 /// Bytes of a chunk.
 const CHUNK: usize = 2048;
-/// Most bytes that wait in one queue of a card, counted in whole chunks.
+/// Most bytes that wait for one card, counted in whole chunks.
 pub const LIMIT: usize = 512 * 1024;
+/// Least that a queue of it gets: the largest packet.
+const LEAST: usize = 64 * 1024;
+/// Chunks that are kept while nothing waits.
+const KEPT: usize = 32;
+/// Packets of a flow for which there is always room.
+const ROOM: usize = 16;
 /// Flows that are told apart.
 const FLOWS: usize = 64;
 /// Bytes that a flow may take in its turn (RFC 8290, 4.1.2: an MTU).
@@ -28,8 +35,8 @@ pub struct Waiting {
     pub len: usize,
     /// The work that is left.
     pub offload: Offload,
-    /// It is IPv6.
-    pub v6: bool,
+    /// The hash that goes with it.
+    pub hash: Option<Hash>,
     since: Instant,
     first: u32,
 }
@@ -71,6 +78,11 @@ struct Codel {
 
 const END: u32 = u32::MAX;
 
+/// Bytes for each queue of a card that has so many.
+pub fn share(queues: usize) -> usize {
+    (LIMIT / queues.max(1)).max(LEAST)
+}
+
 impl Backlog {
     /// Nothing waits, and at most `limit` bytes will.
     pub fn new(limit: usize) -> Backlog {
@@ -103,7 +115,7 @@ impl Backlog {
     }
 
     /// Takes a packet of a flow; how many packets, of any flow, were dropped for it, or it itself.
-    pub fn push(&mut self, flow: usize, offload: Offload, v6: bool, frame: &[u8], now: Instant) -> usize {
+    pub fn push(&mut self, flow: usize, offload: Offload, hash: Option<Hash>, frame: &[u8], now: Instant) -> usize {
         let wanted = frame.len().div_ceil(CHUNK);
         if wanted == 0 || wanted > self.limit {
             return 1;
@@ -125,7 +137,7 @@ impl Backlog {
         let first = self.store(frame);
         let at = flow % FLOWS;
         let flow = &mut self.flows[at];
-        flow.packets.push_back(Waiting { len: frame.len(), offload, v6, since: now, first });
+        flow.packets.push_back(Waiting { len: frame.len(), offload, hash, since: now, first });
         flow.bytes += frame.len();
         self.count += 1;
         if !std::mem::replace(&mut flow.listed, true) {
@@ -162,7 +174,22 @@ impl Backlog {
             self.release(head);
         }
         if self.count == 0 {
-            self.clear();
+            self.rest();
+        }
+    }
+
+    /// Nothing waits any more: gives back what a guest that is behind now and then does not need.
+    fn rest(&mut self) {
+        for at in self.fresh.drain(..).chain(self.old.drain(..)) {
+            let flow = &mut self.flows[usize::from(at)];
+            (flow.listed, flow.codel) = (false, Codel::default());
+            flow.packets.shrink_to(ROOM);
+        }
+        if self.chunks.len() > KEPT {
+            self.chunks.truncate(KEPT);
+            self.after.truncate(KEPT);
+            self.vacant.clear();
+            self.vacant.extend(0..KEPT as u32);
         }
     }
 
@@ -172,6 +199,12 @@ impl Backlog {
         let count = self.count;
         *self = Backlog::new(limit);
         count
+    }
+
+    /// No hash goes with anything that waits.
+    pub fn forget_hashes(&mut self) {
+        let waiting = self.flows.iter_mut().flat_map(|flow| &mut flow.packets);
+        waiting.chain(&mut self.head).for_each(|packet| packet.hash = None);
     }
 
     /// Since when the packet waits whose turn it is.
@@ -320,30 +353,38 @@ mod tests {
         let (mut backlog, now, mut dropped) = (Backlog::new(LIMIT), Instant::now(), 0);
         let frames: Vec<Vec<u8>> = [14, 2048, 2049, 65_535].map(|len| (0..len).map(|at| at as u8).collect()).into();
         for frame in &frames {
-            assert_eq!(backlog.push(3, Offload::default(), false, frame, now), 0);
+            assert_eq!(backlog.push(3, Offload::default(), None, frame, now), 0);
         }
         assert_eq!((backlog.len(), backlog.bytes()), (4, (1 + 1 + 2 + 32) * CHUNK));
         for frame in &frames {
             assert_eq!(take(&mut backlog, now, &mut dropped).as_ref(), Some(frame));
         }
-        assert!(backlog.is_empty() && backlog.chunks.is_empty() && backlog.flows.is_empty());
+        assert!(backlog.is_empty() && backlog.chunks.len() == KEPT && backlog.bytes() == 0);
         assert_eq!(take(&mut backlog, now, &mut dropped), None);
+    }
+
+    #[test]
+    fn what_waits_for_a_card_is_bounded_however_many_queues_it_has() {
+        for queues in 1..=8 {
+            assert!(share(queues) * queues <= LIMIT && share(queues) >= 65_535, "{queues}");
+        }
+        assert_eq!(share(16) * 16, 2 * LIMIT, "the largest packet fits into each");
     }
 
     #[test]
     fn the_fattest_flow_pays_for_what_does_not_fit() {
         let (mut backlog, now) = (Backlog::new(64 * CHUNK), Instant::now());
-        assert_eq!(backlog.push(1, Offload::default(), false, &[1; 100], now), 0);
-        let dropped: usize = (0..1000).map(|_| backlog.push(2, Offload::default(), false, &[2; 1500], now)).sum();
+        assert_eq!(backlog.push(1, Offload::default(), None, &[1; 100], now), 0);
+        let dropped: usize = (0..1000).map(|_| backlog.push(2, Offload::default(), None, &[2; 1500], now)).sum();
         assert_eq!((backlog.len(), dropped), (64, 1000 - 63));
-        assert_eq!(backlog.push(3, Offload::default(), false, &[3; 100], now), 1);
+        assert_eq!(backlog.push(3, Offload::default(), None, &[3; 100], now), 1);
         let (mut dropped, mut seen) = (0, Vec::new());
         while let Some(frame) = take(&mut backlog, now, &mut dropped) {
             seen.push(frame[0]);
         }
         assert_eq!((seen.len(), dropped), (64, 0));
         assert!(seen[..4].contains(&1) && seen[..4].contains(&3), "thin flows first: {seen:?}");
-        assert_eq!(backlog.push(1, Offload::default(), false, &[1; 65 * CHUNK], now), 1, "larger than all of it");
+        assert_eq!(backlog.push(1, Offload::default(), None, &[1; 65 * CHUNK], now), 1, "larger than all of it");
     }
 
     #[test]
@@ -351,7 +392,7 @@ mod tests {
         let start = Instant::now();
         let (mut backlog, mut dropped) = (Backlog::new(LIMIT), 0);
         for _ in 0..50 {
-            backlog.push(0, Offload::default(), false, &[0; 1500], start);
+            backlog.push(0, Offload::default(), None, &[0; 1500], start);
         }
         // All of it is gone within an interval: fine, however long it has waited.
         for _ in 0..50 {
@@ -363,7 +404,7 @@ mod tests {
         for millisecond in 0..3000 {
             let now = start + Duration::from_millis(1000 + millisecond);
             for _ in 0..if millisecond == 0 { 50 } else { 1 } {
-                backlog.push(0, Offload::default(), false, &[0; 1500], now);
+                backlog.push(0, Offload::default(), None, &[0; 1500], now);
             }
             delivered += u64::from(take(&mut backlog, now, &mut dropped).is_some());
         }
@@ -387,7 +428,7 @@ mod tests {
                     }
                 } else {
                     pushed += 1;
-                    gone += backlog.push(flow, Offload::default(), false, &vec![at as u8; len], now);
+                    gone += backlog.push(flow, Offload::default(), None, &vec![at as u8; len], now);
                 }
                 prop_assert!(backlog.bytes() <= 40 * CHUNK);
                 prop_assert_eq!(pushed, taken + gone + dropped as usize + backlog.len());

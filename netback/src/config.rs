@@ -31,7 +31,7 @@ impl Default for Offer {
             queues: 4,
             scatter_gather: true,
             split_event_channels: true,
-            control_ring: false,
+            control_ring: true,
             multicast_control: true,
             xdp_headroom: true,
         }

@@ -32,7 +32,7 @@ use crate::station::FromThread;
 use crate::stats::Counter;
 use crate::switch::{PortId, Switch, Tag};
 use crate::uplink::Outbound;
-use crate::vif::{Vif, VifQueue};
+use crate::vif::{Lane, Vif, VifQueue};
 use crate::work::{Stage, Work};
 
 /// Everything that the queues of a thread share.
@@ -181,7 +181,9 @@ impl Fabric {
         }
         let (first, mut fetched) = (self.works.len(), None);
         for &(port, tag) in &targets {
-            if self.give(packet, headers, (port, tag), fragments, core) {
+            let vif = self.vifs.get(port.index()).and_then(Option::as_ref);
+            let lane = vif.map(|vif| vif.lane(packet.flow, headers)).unwrap_or_default();
+            if self.give(packet, headers, (port, tag, lane), fragments, core) {
                 continue;
             }
             // The frame is fetched once, whoever gets it.
@@ -189,7 +191,7 @@ impl Fabric {
                 fetched = self.fetch(packet, fragments);
             }
             match &fetched {
-                Some(_) => self.works.push(Work::new(packet, port, tag)),
+                Some(_) => self.works.push(Work::new(packet, port, tag, lane)),
                 None => self.lost(port, packet.flow, Counter::DroppedMemory),
             }
         }
@@ -209,13 +211,12 @@ impl Fabric {
         &mut self,
         packet: &Packet,
         headers: &Headers,
-        (port, tag): (PortId, Tag),
+        (port, tag, lane): (PortId, Tag, Lane),
         fragments: &[Fragment],
         core: &Core,
     ) -> bool {
         let Some(vif) = self.vifs.get_mut(port.index()).and_then(Option::as_mut) else { return false };
-        let number = vif.queue_for(packet.flow);
-        let len = tagged_len(packet.len, tag);
+        let (number, len) = (lane.queue, tagged_len(packet.len, tag));
         let (takes, holds) = (vif.takes(&packet.offload, packet.v6, len), vif.holds(len));
         let unwanted = !vif.groups.wants(headers.destination);
         let too_long = packet.offload.gso.is_none() && len > u32::from(vif.params.mtu) + FRAMING;
@@ -237,7 +238,7 @@ impl Fabric {
             return false;
         }
         packet.pieces(tag, fragments, &mut self.pieces);
-        let outgoing = Outgoing { len, offload: packet.offload, hash: None, headroom };
+        let outgoing = Outgoing { len, offload: packet.offload, hash: lane.hash, headroom };
         match queue.rx.place(&outgoing, &self.pieces, &mut self.outward) {
             Ok(Placed::Yes) => {
                 if let Some(bucket) = &mut vif.receiving {

@@ -3,9 +3,11 @@
 
 pub mod backlog;
 pub mod config;
+mod control;
 pub mod device;
 mod fabric;
 mod frame;
+pub mod hash;
 pub mod headers;
 pub mod keys;
 pub mod limit;

@@ -1,4 +1,4 @@
-//! What the reactor turns: a queue of a card, or the uplink. All of them share the [`Fabric`]; there is one thread.
+//! What the reactor turns: a queue of a card, its control ring, or the uplink. All of them share the [`Fabric`]; there is one thread.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -8,6 +8,7 @@ use grant::reactor::{Core, Queue, Turn};
 use grant::uring::{Completion, MemoryId};
 
 use crate::config::VifName;
+use crate::control::ControlQueue;
 use crate::fabric::Fabric;
 use crate::stats::Counter;
 use crate::uplink::Uplink;
@@ -30,10 +31,12 @@ pub struct CardQueue {
     now: Instant,
 }
 
-/// One of the two.
+/// One of the three.
 pub enum Port {
     /// A queue of a card.
     Card(CardQueue),
+    /// The control ring of a card.
+    Control(ControlQueue),
     /// The uplink.
     Uplink(Box<Uplink>),
 }
@@ -97,6 +100,7 @@ impl Queue for Port {
     fn turn(&mut self, core: &mut Core) -> Turn {
         match self {
             Port::Card(queue) => queue.turn(core),
+            Port::Control(queue) => queue.turn(core),
             Port::Uplink(uplink) => {
                 if uplink.turn(core) {
                     Turn::Busy
@@ -122,6 +126,7 @@ impl Queue for Port {
     fn has_work(&self) -> bool {
         match self {
             Port::Card(queue) => !queue.draining && queue.has_work(),
+            Port::Control(queue) => queue.has_work(),
             Port::Uplink(uplink) => uplink.has_work(),
         }
     }
@@ -133,6 +138,7 @@ impl Queue for Port {
     fn final_check(&mut self) -> bool {
         match self {
             Port::Card(queue) => !queue.draining && queue.final_check(),
+            Port::Control(queue) => queue.final_check(),
             Port::Uplink(uplink) => uplink.has_work(),
         }
     }
@@ -140,6 +146,7 @@ impl Queue for Port {
     fn is_drained(&self) -> bool {
         match self {
             Port::Card(queue) => queue.draining,
+            Port::Control(queue) => queue.draining,
             Port::Uplink(uplink) => uplink.is_drained(),
         }
     }

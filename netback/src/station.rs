@@ -13,10 +13,12 @@ use grant::uring::Uring;
 use grant::{Access, DomId, GrantRef, Port as EventPort, SharedMemory};
 
 use crate::backlog::{self, Backlog};
-use crate::config::{Connect, QueueKeys, Rate, VifName};
+use crate::config::{Connect, ControlKeys, QueueKeys, Rate, VifName};
+use crate::control::{self, Control as ControlRing, ControlQueue};
 use crate::device::{Report, ThreadParts, VifParts};
 use crate::fabric::Fabric;
 use crate::frame::ARENA_PAGES;
+use crate::hash::Steering;
 use crate::limit::Bucket;
 use crate::multicast::Groups;
 use crate::policy::Policy;
@@ -24,6 +26,7 @@ use crate::proto::{NetifRxRequest, NetifTxRequest};
 use crate::queue::{CardQueue, Port};
 use crate::receive::Receive;
 use crate::slots::MAX_HEADROOM;
+use crate::stats::Counter;
 use crate::switch::{Member, PortId};
 use crate::uplink::Uplink;
 use crate::vif::{Vif, VifQueue};
@@ -103,7 +106,16 @@ impl Control<Port> for Station {
             Message::Multicast { vif, control } => self.with(reactor, vif, |card| card.groups.control(control)),
             Message::Headroom { vif, headroom } => {
                 let headroom = headroom.min(MAX_HEADROOM);
-                self.with(reactor, vif, |card| card.features.xdp_headroom = headroom);
+                self.with(reactor, vif, |card| {
+                    card.features.xdp_headroom = headroom;
+                    // What waits was measured with the old one, and must fit into a page.
+                    if !card.features.scatter_gather {
+                        for queue in card.queues.iter_mut().flatten() {
+                            let dropped = queue.backlog.clear();
+                            queue.count(Counter::DroppedUnfit, dropped as u64);
+                        }
+                    }
+                });
                 self.report(Report::Reconfigured { vif, headroom });
             }
             Message::Uplink(uplink) => {
@@ -126,6 +138,7 @@ impl Control<Port> for Station {
     fn drained(&mut self, core: &mut Core, queue: Port) {
         match queue {
             Port::Card(queue) => self.taken_apart(core, &queue),
+            Port::Control(queue) => self.control_taken_apart(core, &queue),
             Port::Uplink(uplink) => {
                 let (file, memory) = uplink.remains();
                 let results = [core.ring.unregister_file(file), core.ring.close_memory(memory)];
@@ -137,8 +150,11 @@ impl Control<Port> for Station {
     }
 
     fn broken(&mut self, queue: &Port, reason: String) {
-        if let Port::Card(queue) = queue {
-            self.fabric.borrow_mut().broken(queue.vif, reason);
+        match queue {
+            Port::Card(CardQueue { vif, .. }) | Port::Control(ControlQueue { vif, .. }) => {
+                self.fabric.borrow_mut().broken(*vif, reason);
+            }
+            Port::Uplink(_) => {}
         }
     }
 }
@@ -177,10 +193,13 @@ impl Station {
         }
         drop(fabric);
         for queue in reactor.queues() {
-            if let Port::Card(queue) = queue
-                && queue.name == vif
-            {
-                queue.draining = true;
+            match queue {
+                Port::Card(CardQueue { name, draining, .. }) | Port::Control(ControlQueue { name, draining, .. })
+                    if *name == vif =>
+                {
+                    *draining = true;
+                }
+                _ => {}
             }
         }
     }
@@ -209,7 +228,7 @@ impl Station {
                 let queue = rings.and_then(|rings| {
                     let channels = bind(core, source, guest, keys);
                     let channels = channels.map_err(|reason| format!("queue {index}: {reason}"))?;
-                    Ok(queue(peer, rings, channels, block?))
+                    Ok(queue(peer, negotiated.queues.len(), rings, channels, block?))
                 });
                 match queue {
                     Ok(queue) => queues.push(queue),
@@ -219,11 +238,16 @@ impl Station {
                     }
                 }
             }
-            if whole.is_err() {
-                fabric.switch.remove(port);
+        }
+        let mut control = None;
+        if let (Ok(()), Some(keys)) = (&whole, &negotiated.control) {
+            match map_control(&mut fabric, core, (peer, source, guest), keys) {
+                Ok(ring) => control = Some(ring),
+                Err(reason) => whole = Err(reason),
             }
         }
         if let Err(reason) = whole {
+            fabric.switch.remove(port);
             for (_, channels) in queues {
                 channels.into_iter().for_each(|channel| drop(core.unbind(channel)));
             }
@@ -239,6 +263,8 @@ impl Station {
         let vif = Vif {
             name,
             policy: Policy::new(&params),
+            steering: Steering::new(queues.len() as u16),
+            control,
             features: negotiated.features,
             queues,
             sending: bucket(),
@@ -253,7 +279,13 @@ impl Station {
             fabric.vifs.push(None);
         }
         fabric.vifs[at] = Some(vif);
+        let control = fabric.vifs[at].as_ref().and_then(|card| Some(card.control.as_ref()?.channel));
         drop(fabric);
+        if let Some(channel) = control {
+            let memory = reactor.core.ring.open_memory(0);
+            let queue = ControlQueue { fabric: Rc::clone(&self.fabric), name, vif: at, memory, draining: false };
+            reactor.add(memory, vec![channel], Port::Control(queue));
+        }
         for (number, channels) in channels.into_iter().enumerate() {
             let memory = reactor.core.ring.open_memory(0);
             let queue = CardQueue::new(Rc::clone(&self.fabric), name, at, number, memory);
@@ -281,13 +313,38 @@ impl Station {
                 tracing::error!(vif = %queue.name, %error, "unmapping a ring failed");
             }
         }
-        if card.queues.iter().all(Option::is_none) {
-            let (peer, source) = (card.peer, card.source);
-            fabric.vifs[queue.vif] = None;
-            fabric.switch.remove(PortId(queue.vif as u16));
+        drop(fabric);
+        self.gone(core, queue.vif);
+    }
+
+    /// The control ring of a card is drained.
+    fn control_taken_apart(&mut self, core: &mut Core, queue: &ControlQueue) {
+        if let Err(error) = core.ring.close_memory(queue.memory) {
+            tracing::error!(vif = %queue.name, %error, "closing a control ring failed");
+        }
+        let mut fabric = self.fabric.borrow_mut();
+        let card = fabric.vifs.get_mut(queue.vif).and_then(Option::as_mut);
+        if let Some(ControlRing { ring, channel, memory }) = card.and_then(|card| card.control.take()) {
+            drop(ring);
+            for error in [core.unbind(channel), memory.unmap()].into_iter().filter_map(Result::err) {
+                tracing::error!(vif = %queue.name, %error, "letting go of a control ring failed");
+            }
+        }
+        drop(fabric);
+        self.gone(core, queue.vif);
+    }
+
+    /// With the last of its rings a card is gone.
+    fn gone(&mut self, core: &mut Core, vif: usize) {
+        let mut fabric = self.fabric.borrow_mut();
+        let Some(card) = fabric.vifs.get(vif).and_then(Option::as_ref) else { return };
+        if card.control.is_none() && card.queues.iter().all(Option::is_none) {
+            let (name, peer, source) = (card.name, card.peer, card.source);
+            fabric.vifs[vif] = None;
+            fabric.switch.remove(PortId(vif as u16));
             fabric.exchange.leave(peer);
             core.hang_up(source);
-            self.report(Report::Closed { vif: queue.name });
+            self.report(Report::Closed { vif: name });
         }
     }
 }
@@ -307,6 +364,21 @@ fn map_rings(fabric: &mut Fabric, peer: grant::exchange::PeerId, keys: &QueueKey
     Ok([tx, rx])
 }
 
+fn map_control(
+    fabric: &mut Fabric,
+    core: &mut Core,
+    (peer, source, guest): (grant::exchange::PeerId, SourceId, DomId),
+    keys: &ControlKeys,
+) -> Result<ControlRing, String> {
+    let memory = fabric.exchange.map(peer, &[GrantRef(keys.ring_ref)], Access::ReadWrite);
+    let memory =
+        memory.map_err(|error| format!("mapping the control ring (grant {}) failed: {error}", keys.ring_ref))?;
+    let ring = BackRing::attach(memory.pages(), control::SLOT).map_err(|broken| format!("control ring: {broken}"))?;
+    let channel = core.bind(source, guest, EventPort(keys.event_channel));
+    let channel = channel.map_err(|error| format!("event channel {}: {error}", keys.event_channel))?;
+    Ok(ControlRing { ring, channel, memory })
+}
+
 fn bind(core: &mut Core, source: SourceId, guest: DomId, keys: &QueueKeys) -> Result<Vec<Channel>, String> {
     let mut channels = Vec::with_capacity(2);
     for remote in [Some(keys.event_channel_tx), keys.event_channel_rx].into_iter().flatten() {
@@ -323,6 +395,7 @@ fn bind(core: &mut Core, source: SourceId, guest: DomId, keys: &QueueKeys) -> Re
 
 fn queue(
     peer: grant::exchange::PeerId,
+    count: usize,
     [(tx, tx_memory), (rx, rx_memory)]: Rings,
     channels: Vec<Channel>,
     meter: grant::meter::Block,
@@ -333,7 +406,7 @@ fn queue(
         tx,
         tx_channel,
         rx: Receive::new(rx, peer, rx_channel),
-        backlog: Backlog::new(backlog::LIMIT),
+        backlog: Backlog::new(backlog::share(count)),
         limited: None,
         behind: false,
         looked: Instant::now(),

@@ -55,6 +55,8 @@ const LEARNT_BEHIND_CARD: usize = 64;
 const LEARNT_BEHIND_UPLINK: usize = 4096;
 /// How long an address is believed after it was last seen.
 const AGE: Duration = Duration::from_secs(300);
+/// How often a full table is searched for what is old: whoever invents addresses has us look through all of it.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// An address in a VLAN; 0 is the LAN without tags.
 type Key = (u16, Mac);
@@ -72,6 +74,10 @@ pub struct Switch {
     fixed: HashMap<Key, PortId>,
     learnt: HashMap<Key, Learnt>,
     behind: HashMap<PortId, usize>,
+    swept: Option<Instant>,
+    /// Times that the table was searched.
+    #[cfg(test)]
+    sweeps: usize,
 }
 
 impl Switch {
@@ -217,6 +223,14 @@ impl Switch {
     }
 
     fn forget_old(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now.saturating_duration_since(swept) < SWEEP) {
+            return;
+        }
+        self.swept = Some(now);
+        #[cfg(test)]
+        {
+            self.sweeps += 1;
+        }
         let behind = &mut self.behind;
         self.learnt.retain(|_, learnt| {
             let young = now.duration_since(learnt.seen) < AGE;
@@ -327,6 +341,25 @@ mod tests {
         switch.uplink(false);
         assert_eq!(switch.learnt(), 0);
         assert!(switch.behind.is_empty());
+    }
+
+    #[test]
+    fn t21_invented_addresses_have_a_full_table_searched_once_in_a_second_and_old_ones_make_room() {
+        let mut switch = switch();
+        let start = Instant::now();
+        let mut targets = Vec::new();
+        let mut come = |switch: &mut Switch, at: u32, now: Instant| {
+            let source = Mac([2, 1, (at >> 16) as u8, (at >> 8) as u8, at as u8, 0]);
+            switch.forward(PortId::UPLINK, mac(1), source, None, now, &mut targets);
+            targets.clear();
+        };
+        for at in 0..50_000 {
+            come(&mut switch, at, start + Duration::from_millis(u64::from(at) / 20));
+        }
+        assert_eq!(switch.learnt(), LEARNT_BEHIND_UPLINK);
+        assert!(switch.sweeps <= 3, "{} in 2.5 s", switch.sweeps);
+        come(&mut switch, 60_000, start + AGE + Duration::from_secs(3));
+        assert_eq!(switch.learnt(), 1, "all others are old");
     }
 
     #[test]

@@ -31,8 +31,9 @@ const LARGEST: usize = MAX_TX_SIZE + VLAN_TAG;
 pub struct Outbound {
     file: FileSlot,
     memory: MemoryId,
-    /// The frame of each write that has not ended, by its slot.
-    writing: Vec<Option<FrameId>>,
+    /// The frame of each write that has not ended, by its slot, and whose it is: an uplink that was replaced may still
+    /// have some.
+    writing: Vec<Option<(MemoryId, FrameId)>>,
     /// Frames that did not get out.
     pub dropped: u64,
 }
@@ -66,10 +67,11 @@ fn is_write(slot: u16) -> Option<usize> {
 impl Uplink {
     /// The uplink of a network.
     pub fn new(fabric: Rc<RefCell<Fabric>>, file: FileSlot, memory: MemoryId) -> Uplink {
-        let outbound = Outbound { file, memory, writing: Vec::new(), dropped: 0 };
         {
             let mut fabric = fabric.borrow_mut();
-            fabric.outbound = Some(outbound);
+            let new = || Outbound { file, memory, writing: Vec::new(), dropped: 0 };
+            let outbound = fabric.outbound.get_or_insert_with(new);
+            (outbound.file, outbound.memory) = (file, memory);
             fabric.switch.uplink(true);
         }
         Uplink {
@@ -103,7 +105,7 @@ impl Uplink {
 
     /// True when it takes nothing more and nothing is in flight.
     pub fn is_drained(&self) -> bool {
-        let writes = |outbound: &Outbound| outbound.writing.iter().any(Option::is_some);
+        let writes = |outbound: &Outbound| outbound.writing.iter().flatten().any(|(memory, _)| *memory == self.memory);
         self.draining && self.flying == 0 && !self.asked && !self.fabric.borrow().outbound.as_ref().is_some_and(writes)
     }
 
@@ -146,7 +148,7 @@ impl Uplink {
         let fabric = &mut *fabric;
         if let Some(write) = is_write(slot) {
             if let Some(outbound) = &mut fabric.outbound {
-                if let Some(frame) = outbound.writing.get_mut(write).and_then(Option::take) {
+                if let Some((_, frame)) = outbound.writing.get_mut(write).and_then(Option::take) {
                     fabric.frames.give(frame);
                 }
                 outbound.dropped += u64::from(completion.result < 0);
@@ -255,7 +257,7 @@ impl Fabric {
             outbound.writing.push(None);
             outbound.writing.len() - 1
         });
-        outbound.writing[slot] = Some(frame);
+        outbound.writing[slot] = Some((outbound.memory, frame));
         let span = span(start - VNET_HEADER, VNET_HEADER + len);
         let owner = Owner { memory: outbound.memory, slot: (READS + slot) as u16 };
         let transfer = Transfer { direction: Direction::Write, file: outbound.file, at: 0, start: 0, len: span.len };

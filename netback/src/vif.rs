@@ -10,9 +10,12 @@ use grant::ring::BackRing;
 
 use crate::backlog::{Backlog, Waiting};
 use crate::config::{Features, VifName, VifParams};
+use crate::control::Control;
+use crate::hash::Steering;
+use crate::headers::Headers;
 use crate::limit::Bucket;
 use crate::multicast::Groups;
-use crate::packet::{Checksum, GsoKind, Offload};
+use crate::packet::{Checksum, GsoKind, Hash, Offload};
 use crate::policy::Policy;
 use crate::proto::MAX_TX_SIZE;
 use crate::receive::Receive;
@@ -36,6 +39,10 @@ pub struct Vif {
     pub policy: Policy,
     /// Its queues; none where one is not attached any more.
     pub queues: Vec<Option<VifQueue>>,
+    /// Its control ring, when it has one.
+    pub control: Option<Control>,
+    /// Which of its queues is for which packets.
+    pub steering: Steering,
     /// How much it may send.
     pub sending: Option<Bucket>,
     /// How much it may be given.
@@ -54,6 +61,15 @@ pub struct Vif {
 const LOOK: Duration = Duration::from_millis(30);
 /// What nobody has taken for so long is dropped: the guest has stopped.
 const STALE: Duration = Duration::from_secs(1);
+
+/// Where a packet goes within a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lane {
+    /// The receive queue.
+    pub queue: usize,
+    /// The hash that the frontend wants with it.
+    pub hash: Option<Hash>,
+}
 
 /// One queue of a card.
 pub struct VifQueue {
@@ -97,8 +113,8 @@ impl VifQueue {
         let mut dropped = 0;
         let first = self.backlog.first(now, &mut dropped);
         self.count(Counter::DroppedNoRoom, dropped);
-        let Waiting { len, offload, .. } = first?;
-        Some(Outgoing { len: len as u32, offload, hash: None, headroom }.count())
+        let Waiting { len, offload, hash, .. } = first?;
+        Some(Outgoing { len: len as u32, offload, hash, headroom }.count())
     }
 }
 
@@ -134,8 +150,17 @@ impl Vif {
         if self.features.scatter_gather { len <= MAX_TX_SIZE as u32 } else { len <= page }
     }
 
-    /// The receive queue for a packet that came by queue `number`, or has this hash.
-    pub fn queue_for(&self, number: usize) -> usize {
-        number % self.queues.len().max(1)
+    /// The receive queue for packets of this flow, when the frontend has not said which.
+    pub fn queue_for(&self, flow: usize) -> usize {
+        flow % self.queues.len().max(1)
+    }
+
+    /// Where a packet of this flow goes.
+    #[inline]
+    pub fn lane(&self, flow: usize, headers: &Headers) -> Lane {
+        match self.steering.steer(headers) {
+            Some((queue, hash)) => Lane { queue, hash },
+            None => Lane { queue: self.queue_for(flow), hash: None },
+        }
     }
 }

@@ -15,12 +15,14 @@ use crate::receive::{Piece, Placed};
 use crate::slots::Outgoing;
 use crate::stats::Counter;
 use crate::switch::{PortId, Tag};
+use crate::vif::Lane;
 
 /// One packet for one receiver.
 pub struct Work {
     packet: Packet,
     port: PortId,
     tag: Tag,
+    lane: Lane,
     /// The first for a packet brings its frame, and says which copies filled it.
     pub fetched: Option<(FrameId, Range<usize>)>,
 }
@@ -35,8 +37,8 @@ pub struct Stage {
 
 impl Work {
     /// The packet for this receiver.
-    pub fn new(packet: &Packet, port: PortId, tag: Tag) -> Work {
-        Work { packet: packet.clone(), port, tag, fetched: None }
+    pub fn new(packet: &Packet, port: PortId, tag: Tag, lane: Lane) -> Work {
+        Work { packet: packet.clone(), port, tag, lane, fetched: None }
     }
 }
 
@@ -60,7 +62,7 @@ impl Fabric {
             }
             let packet = Packet { head: at, body: Body::Ours, ..work.packet };
             if work.port != PortId::UPLINK {
-                self.give_worked(&packet, work.port, work.tag, core);
+                self.give_worked(&packet, (work.port, work.tag, work.lane), core);
             } else if let Some(whole) = frame.take() {
                 // The uplink is the last of a packet's receivers.
                 self.send_up(&packet, work.tag, whole, core);
@@ -72,9 +74,9 @@ impl Fabric {
     }
 
     /// Gives a card a packet that lies in our memory, as it is or worked on.
-    fn give_worked(&mut self, packet: &Packet, port: PortId, tag: Tag, core: &Core) {
+    fn give_worked(&mut self, packet: &Packet, (port, tag, lane): (PortId, Tag, Lane), core: &Core) {
         let Some(vif) = self.vifs.get(port.index()).and_then(Option::as_ref) else { return };
-        let number = vif.queue_for(packet.flow);
+        let (vif_at, number) = (port.index(), lane.queue);
         let len = tagged_len(packet.len, tag);
         let mut scratch = std::mem::take(&mut self.scratch);
         packet.pieces(tag, &[], &mut self.pieces);
@@ -88,30 +90,31 @@ impl Fabric {
         }
         let whole = Offload { checksum: Checksum::Whole, gso: None };
         if vif.takes(&packet.offload, packet.v6, len) {
-            self.put(port.index(), number, packet, packet.offload, &scratch, core);
+            self.put(vif_at, lane, packet, packet.offload, &scratch, core);
         } else if let Some(gso) = packet.offload.gso {
             let mut segment = std::mem::take(&mut self.segment);
             match Segments::new(&scratch, gso) {
                 Ok(mut segments) => {
                     while let Some(_len) = segments.next_into(&mut segment) {
-                        self.put(port.index(), number, packet, whole, &segment, core);
+                        self.put(vif_at, lane, packet, whole, &segment, core);
                     }
-                    self.count(port.index(), number, Counter::Segmented, 1);
+                    self.count(vif_at, number, Counter::Segmented, 1);
                 }
-                Err(offload::Unfit) => self.count(port.index(), number, Counter::DroppedUnfit, 1),
+                Err(offload::Unfit) => self.count(vif_at, number, Counter::DroppedUnfit, 1),
             }
             self.segment = segment;
         } else if offload::complete_checksum(&mut scratch).is_ok() {
-            self.count(port.index(), number, Counter::Checksums, 1);
-            self.put(port.index(), number, packet, whole, &scratch, core);
+            self.count(vif_at, number, Counter::Checksums, 1);
+            self.put(vif_at, lane, packet, whole, &scratch, core);
         } else {
-            self.count(port.index(), number, Counter::DroppedUnfit, 1);
+            self.count(vif_at, number, Counter::DroppedUnfit, 1);
         }
         self.scratch = scratch;
     }
 
     /// Gives a card a frame that it can take: into its buffers when it has some and nobody waits, else to what waits.
-    fn put(&mut self, vif: usize, number: usize, packet: &Packet, offload: Offload, frame: &[u8], core: &Core) {
+    fn put(&mut self, vif: usize, lane: Lane, packet: &Packet, offload: Offload, frame: &[u8], core: &Core) {
+        let Lane { queue: number, hash } = lane;
         let Some(card) = self.vifs.get_mut(vif).and_then(Option::as_mut).filter(|card| !card.closed) else { return };
         let (holds, headroom) = (card.holds(frame.len() as u32), card.features.xdp_headroom);
         let ready = card.receiving.as_mut().is_none_or(|bucket| bucket.is_ready(core.now));
@@ -119,13 +122,13 @@ impl Fabric {
         if !holds {
             return queue.count(Counter::DroppedUnfit, 1);
         }
-        let outgoing = Outgoing { len: frame.len() as u32, offload, hash: None, headroom };
+        let outgoing = Outgoing { len: frame.len() as u32, offload, hash, headroom };
         let room = queue.rx.posted();
         if ready && queue.backlog.is_empty() && room.is_ok_and(|room| room >= outgoing.count()) {
             let Some(at) = self.stage(frame) else { return self.count(vif, number, Counter::DroppedMemory, 1) };
             return self.place(vif, number, &outgoing, at);
         }
-        let dropped = queue.backlog.push(packet.flow, offload, packet.v6, frame, core.now);
+        let dropped = queue.backlog.push(packet.flow, offload, hash, frame, core.now);
         queue.count(Counter::DroppedNoRoom, dropped as u64);
         queue.count(Counter::Queued, 1);
         self.dirty(vif, number);
@@ -172,7 +175,7 @@ impl Fabric {
             }
             let mut scratch = std::mem::take(&mut self.scratch);
             scratch.clear();
-            let offload = queue.backlog.first(core.now, &mut 0).map_or_else(Offload::default, |first| first.offload);
+            let Some(first) = queue.backlog.first(core.now, &mut 0) else { break };
             queue.backlog.read(|_, part| scratch.extend_from_slice(part));
             let staged = self.stage(&scratch);
             let len = scratch.len() as u32;
@@ -182,7 +185,7 @@ impl Fabric {
             if let Some(queue) = self.queue(vif, number) {
                 queue.backlog.pop();
             }
-            self.place(vif, number, &Outgoing { len, offload, hash: None, headroom }, at);
+            self.place(vif, number, &Outgoing { len, offload: first.offload, hash: first.hash, headroom }, at);
             went = true;
         }
         if went {

@@ -5,11 +5,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use frontend::hostile::CardQueue;
-use frontend::netfront::{Options, Queue, Received, RingKeys};
+use frontend::netfront::{Control, Options, Queue, Received, RingKeys};
 use grant::embedded::{self, Domain, ForeignExchange, GuestMemory};
 use grant::meter::Meter;
 use grant::{Access, DomId, Granted};
-use netback::config::{Allow, Connect, Features, Negotiated, QueueKeys, Rate, VifName, VifParams};
+use netback::config::{Allow, Connect, ControlKeys, Features, Negotiated, QueueKeys, Rate, VifName, VifParams};
 use netback::device::{Report, ThreadParts, VifParts, Worker};
 use netback::packet::Mac;
 use netback::proto::NetifTxResponse;
@@ -51,6 +51,8 @@ pub struct Card {
     pub addresses: Vec<std::net::IpAddr>,
     /// Its address, where it is not that of its number.
     pub mac: Option<Mac>,
+    /// It has a control ring.
+    pub control: bool,
 }
 
 impl Default for Card {
@@ -63,6 +65,7 @@ impl Default for Card {
             allow: Allow::default(),
             addresses: Vec::new(),
             mac: None,
+            control: false,
         }
     }
 }
@@ -75,6 +78,8 @@ pub struct Vif {
     pub mac: Mac,
     /// The guest's queues.
     pub queues: Vec<Queue>,
+    /// Its control ring, when it has one.
+    pub control: Option<Control>,
     meter: Meter,
 }
 
@@ -186,8 +191,14 @@ impl Network {
         let queues: Vec<Queue> = (0..card.options.queues).map(queue).collect();
         let keys = queues.iter().map(|queue| keys(&queue.keys())).collect();
         let mac = card.mac.unwrap_or(Mac([0, 0x16, 0x3E, 0, 0, number]));
-        let meter = self.connect(name, mac, keys, card, (domain, memory))?;
-        Ok(Vif { name, mac, queues, meter })
+        let control = || Control::new(Box::new(memory.clone()), Box::new(self.world.ports(domid)), service).unwrap();
+        let control = card.control.then(control);
+        let of_control = control.as_ref().map(|control| {
+            let (ring_ref, event_channel) = control.keys();
+            ControlKeys { ring_ref, event_channel }
+        });
+        let meter = self.connect(name, mac, (keys, of_control), card, (domain, memory))?;
+        Ok(Vif { name, mac, queues, control, meter })
     }
 
     /// A new guest whose card is driven by hand, or why not.
@@ -202,7 +213,7 @@ impl Network {
         let service = self.world.service.domid;
         let queue = CardQueue::new(Box::new(memory.clone()), Box::new(self.world.ports(domid)), service).unwrap();
         let mac = card.mac.unwrap_or(Mac([0, 0x16, 0x3E, 0, 0, number]));
-        let meter = self.connect(name, mac, vec![keys(&queue.keys())], card, (domain, memory))?;
+        let meter = self.connect(name, mac, (vec![keys(&queue.keys())], None), card, (domain, memory))?;
         Ok(Hostile { name, mac, queue, service, meter })
     }
 
@@ -210,7 +221,7 @@ impl Network {
         &mut self,
         name: VifName,
         mac: Mac,
-        queues: Vec<QueueKeys>,
+        (queues, control): (Vec<QueueKeys>, Option<ControlKeys>),
         card: &Card,
         guest: (Domain, GuestMemory),
     ) -> Result<Meter, String> {
@@ -218,7 +229,7 @@ impl Network {
         let meter = Meter::create(queues.len()).unwrap();
         let connect = Connect {
             vif: name,
-            negotiated: Negotiated { queues, control: None, features: features(&card.options) },
+            negotiated: Negotiated { queues, control, features: features(&card.options) },
             params: VifParams {
                 mac,
                 addresses: card.addresses.clone(),
@@ -267,6 +278,9 @@ impl Network {
         while !matches!(self.report(), Report::Closed { vif: name } if name == vif.name) {}
         for queue in vif.queues {
             queue.close().expect("nothing is mapped any more");
+        }
+        if let Some(control) = vif.control {
+            control.close().expect("nothing is mapped any more");
         }
     }
 

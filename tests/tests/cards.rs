@@ -156,6 +156,7 @@ fn attach_writes_what_libxl_does_and_detach_leaves_no_node() {
         ("feature-ipv6-csum-offload", "1".into()),
         ("feature-split-event-channels", "1".into()),
         ("multi-queue-max-queues", "4".into()),
+        ("feature-ctrl-ring", "1".into()),
         ("carrier", "0".into()),
     ] {
         assert_eq!(read(&mut store, &backend(1, id, key)), Some(value), "{key}");
