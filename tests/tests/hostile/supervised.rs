@@ -464,6 +464,7 @@ fn t46_whoever_is_stopped_goes_on_where_it_was() {
         let path = rig.nbd("g1");
         let io = std::thread::spawn(move || {
             let mut nbd = Nbd::open(&path, "xvda").unwrap();
+            nbd.be_patient(pause).unwrap();
             let begun = Instant::now();
             let mut at = 0u64;
             while begun.elapsed() < Duration::from_millis(1500) {

@@ -380,6 +380,14 @@ pub struct Nbd {
 }
 
 impl Nbd {
+    /// Waits so much longer than usual for an answer.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn be_patient(&self, longer: Duration) -> std::io::Result<()> {
+        self.socket.set_read_timeout(Some(PATIENCE + longer))
+    }
+
     /// Opens an export.
     ///
     /// # Errors
