@@ -257,6 +257,11 @@ fn wrong(at: Range<usize>, why: String) -> Wrong {
 }
 
 /// Names become part of store paths, file names and command lines.
+/// Whether a word can be the name of a VM.
+pub fn is_vm_name(name: &str) -> bool {
+    check_name(name, "._-").is_ok()
+}
+
 fn check_name(name: &str, others: &str) -> Result<(), String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
     let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());

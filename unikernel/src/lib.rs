@@ -18,5 +18,6 @@ pub mod store;
 pub mod supervisor;
 pub mod toolstack;
 pub mod vdev;
+pub mod vm;
 pub mod worker;
 pub mod world;

@@ -12,8 +12,9 @@ use unikernel::cli::image::ImageArgs;
 use unikernel::cli::resume::ResumeArgs;
 use unikernel::cli::serve::ServeArgs;
 use unikernel::cli::status::StatusArgs;
+use unikernel::cli::vm::VmArgs;
 use unikernel::cli::xenstore::XenstoreArgs;
-use unikernel::cli::{Failure, attach, daemon, demo, detach, guest, host, image, resume, serve, status, xenstore};
+use unikernel::cli::{attach, daemon, demo, detach, guest, host, image, resume, serve, status, vm, xenstore};
 
 /// Virtual machines that serve disks and networks to other virtual machines
 ///
@@ -46,6 +47,8 @@ enum Command {
     Resume(ResumeArgs),
     /// Images of service VMs
     Image(ImageArgs),
+    /// Service VMs, from dom0: create, start, stop, list
+    Vm(VmArgs),
     /// Look into any xenstore, embedded or real, and change it
     Xenstore(XenstoreArgs),
     /// Started by `serve` and by PID 1
@@ -74,7 +77,8 @@ fn main() {
         Command::Detach(args) => detach::run(&args).map(done),
         Command::Status(args) => status::run(&args).map(done),
         Command::Resume(args) => resume::run(&args).map(done),
-        Command::Image(args) => image::run(args).map_err(|error| Failure::new(error.exit_code(), error)),
+        Command::Image(args) => image::run(args).map(done),
+        Command::Vm(args) => vm::run(args).map(done),
         Command::Xenstore(args) => xenstore::run(&args),
         Command::Supervisor(args) => daemon::run_supervisor(&args).map(done),
         Command::Worker => daemon::run_worker().map(done),

@@ -7,7 +7,7 @@ use grant::DomId;
 use grant::embedded::domain_dir;
 use xenstore::{Client, Error, Store};
 
-use crate::world::World;
+use crate::world::{STORE_VARIABLE, World};
 
 /// Questions for which a node that is not there has a plain answer.
 pub trait Nodes: Store {
@@ -75,8 +75,14 @@ pub fn domain(world: &World, own: Option<DomId>) -> Result<Client, NoStore> {
     }
 }
 
-/// The daemon's socket where there is one (dom0), else the kernel's device.
+/// The socket that the environment names, else the daemon's where there is one (dom0), else the kernel's device.
 fn xen() -> Result<Client, NoStore> {
+    if let Some(path) = World::store_path() {
+        return Client::connect(&path).map_err(|source| {
+            let hint = format!(" (${STORE_VARIABLE} says so)");
+            NoStore { path, source, hint }
+        });
+    }
     let socket = Path::new("/run/xenstored/socket");
     if let Ok(client) = Client::connect(socket) {
         return Ok(client);

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 /// Where the embedded host's directory is named when `--dir` is not given.
 pub const DIR_VARIABLE: &str = "WINDSOR_DIR";
 
+/// Where the xenstored of real Xen listens, as libxenstore and its programs take it from the environment.
+pub const STORE_VARIABLE: &str = "XENSTORED_PATH";
+
 /// What a worker needs to know to use its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -91,10 +94,15 @@ impl World {
             return Ok(World::Embedded(dir.to_owned()));
         }
         let xen = ["/dev/xen/xenbus", "/proc/xen/xenbus", "/run/xenstored/socket"];
-        if xen.iter().any(|path| Path::new(path).exists()) {
+        if World::store_path().is_some() || xen.iter().any(|path| Path::new(path).exists()) {
             return Ok(World::Xen);
         }
         Err(NoWorld)
+    }
+
+    /// Where real Xen's xenstored listens, if the environment says so.
+    pub fn store_path() -> Option<PathBuf> {
+        std::env::var_os(STORE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
     }
 
     /// What the descriptors of this world are.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::{FAILED, Failure, Outcome};
+use crate::image::manifest::Manifest;
 use crate::image::{self, DomainType, Recipe};
 
 /// Arguments of `windsor image`.
@@ -17,6 +19,18 @@ pub struct ImageArgs {
 enum ImageCommand {
     /// Make kernel, initramfs and xl configuration of a service VM, with this program as its PID 1
     Build(BuildArgs),
+    /// Compare an image with its manifest, and say what is in it
+    Verify(VerifyArgs),
+}
+
+#[derive(Args, Debug)]
+struct VerifyArgs {
+    /// Directory of the image
+    #[arg(value_name = "DIR")]
+    image: PathBuf,
+    /// For programs
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -30,7 +44,7 @@ struct BuildArgs {
     /// Configuration of the service VM; its vm.modules adds kernel modules, such as "brd rd_nr=2"
     #[arg(long, value_name = "FILE.toml")]
     config: PathBuf,
-    /// Directory for vmlinuz, initramfs.img and NAME.cfg, created if missing
+    /// Directory for vmlinuz, initramfs.img, manifest.json and NAME.cfg, created if missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// PV can own a PCI device, PVH has zero copy
@@ -50,12 +64,42 @@ struct BuildArgs {
     dom0_dir: Option<PathBuf>,
 }
 
-/// Runs `windsor image ...` and says on stdout which files it made. Returns the exit code.
+/// Runs `windsor image ...`.
 ///
 /// # Errors
-/// [`image::Error`], whose [`exit_code`](image::Error::exit_code) the command ends with.
-pub fn run(args: ImageArgs) -> Result<i32, image::Error> {
-    let ImageCommand::Build(args) = args.command;
+/// With the exit code of `DESIGN`, "The command".
+pub fn run(args: ImageArgs) -> Outcome {
+    match args.command {
+        ImageCommand::Build(args) => build(args).map_err(|error| Failure::new(error.exit_code(), error)),
+        ImageCommand::Verify(args) => verify(&args),
+    }
+}
+
+fn verify(args: &VerifyArgs) -> Outcome {
+    let manifest = Manifest::verify(&args.image)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&manifest).map_err(|error| Failure::new(FAILED, error))?);
+        return Ok(());
+    }
+    println!(
+        "{} of {}, {}, kernel {}, windsor {}",
+        manifest.id(),
+        manifest.name,
+        manifest.kind,
+        manifest.kernel,
+        manifest.windsor
+    );
+    for entry in &manifest.files {
+        println!("{:>10}  {}  {}", entry.bytes, entry.name, entry.sha256);
+    }
+    for part in &manifest.contents {
+        println!("{:>10}    {}", part.bytes, part.path);
+    }
+    Ok(())
+}
+
+/// Builds, and says on stdout which files it made.
+fn build(args: BuildArgs) -> Result<(), image::Error> {
     let built = image::build(&Recipe {
         kernel: args.kernel,
         modules: args.modules,
@@ -70,11 +114,12 @@ pub fn run(args: ImageArgs) -> Result<i32, image::Error> {
     println!("{}", built.kernel.display());
     println!("{}", built.initramfs.display());
     println!("{}", built.config.display());
+    let initramfs = built.manifest.files.last().map_or(0, |entry| entry.bytes);
     eprintln!(
         "windsor: kernel {}, initramfs {:.1} MiB, modules {}",
         built.version,
-        built.initramfs_bytes as f64 / f64::from(1 << 20),
+        initramfs as f64 / f64::from(1 << 20),
         built.modules.join(" ")
     );
-    Ok(0)
+    Ok(())
 }

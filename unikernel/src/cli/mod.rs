@@ -10,6 +10,7 @@ pub mod image;
 pub mod resume;
 pub mod serve;
 pub mod status;
+pub mod vm;
 pub mod xenstore;
 
 use std::path::PathBuf;
@@ -74,6 +75,23 @@ impl From<crate::config::ConfigError> for Failure {
 
 impl From<crate::toolstack::Refusal> for Failure {
     fn from(error: crate::toolstack::Refusal) -> Failure {
+        Failure::new(error.exit_code(), error)
+    }
+}
+
+impl From<crate::image::manifest::Damage> for Failure {
+    fn from(error: crate::image::manifest::Damage) -> Failure {
+        use crate::image::manifest::Damage;
+        let code = match &error {
+            Damage::NoImage(_) => MISSING,
+            Damage::Damaged(_) => FAILED,
+        };
+        Failure::new(code, error)
+    }
+}
+
+impl From<crate::image::Error> for Failure {
+    fn from(error: crate::image::Error) -> Failure {
         Failure::new(error.exit_code(), error)
     }
 }

@@ -35,7 +35,8 @@ pub fn run(args: &StatusArgs) -> Outcome {
     Ok(())
 }
 
-fn table(status: &Status) -> String {
+/// For people.
+pub(super) fn table(status: &Status) -> String {
     let mut out = String::new();
     if status.vms.is_empty() {
         out.push_str("no service VM\n");

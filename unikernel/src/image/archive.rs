@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use cpio::newc::{Builder, ModeFileType, trailer};
 use flate2::{Compression, GzBuilder};
 
+use super::manifest::Part;
+
 /// What a path of the archive is.
 enum Node {
     Directory,
@@ -51,6 +53,15 @@ impl Archive {
             self.nodes.entry(path[..slash].into()).or_insert(Node::Directory);
         }
         self.nodes.insert(path.into(), node);
+    }
+
+    /// Its regular files, by name, with their sizes.
+    pub fn files(&self) -> Vec<Part> {
+        let file = |(path, node): (&String, &Node)| match node {
+            Node::File { body, .. } => Some(Part { path: path.clone(), bytes: body.len() as u64 }),
+            _ => None,
+        };
+        self.nodes.iter().filter_map(file).collect()
     }
 
     /// Writes the compressed archive.

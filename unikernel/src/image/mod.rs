@@ -16,6 +16,7 @@
 
 pub mod archive;
 pub mod elf;
+pub mod manifest;
 pub mod modules;
 pub mod xl;
 
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use archive::Archive;
 use elf::Elf;
+use manifest::Manifest;
 use modules::{Tree, Wanted};
 pub use xl::DomainType;
 
@@ -148,8 +150,8 @@ pub struct Built {
     pub version: String,
     /// The modules in load order.
     pub modules: Vec<String>,
-    /// Size of the initramfs in bytes.
-    pub initramfs_bytes: u64,
+    /// What is in it, with the sizes and sums of its files.
+    pub manifest: Manifest,
 }
 
 /// Builds an image with the running program in it.
@@ -217,16 +219,12 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
     }
     archive.file(inside(MODULES_PATH), 0o644, list.into_bytes());
 
-    let built = Built {
-        kernel: recipe.out.join("vmlinuz"),
-        initramfs: recipe.out.join("initramfs.img"),
-        config: recipe.out.join(format!("{}.cfg", name)),
-        version: tree.version,
-        modules: names,
-        initramfs_bytes: 0,
-    };
+    let (vmlinuz, ramdisk) = (recipe.out.join(manifest::KERNEL), recipe.out.join(manifest::INITRAMFS));
+    let contents = archive.files();
     let mut initramfs = Vec::new();
-    archive.write(&mut initramfs).map_err(|source| Error::Write { path: built.initramfs.clone(), source })?;
+    archive.write(&mut initramfs).map_err(|source| Error::Write { path: ramdisk.clone(), source })?;
+    let version = (tree.version.as_str(), kernel.as_slice());
+    let manifest = Manifest::new(name, recipe.kind, version, names.clone(), &initramfs, contents);
     let domain = xl::Domain {
         name,
         kind: recipe.kind,
@@ -234,12 +232,17 @@ fn build_with(recipe: &Recipe, init: Vec<u8>) -> Result<Built, Error> {
         vcpus: recipe.vcpus,
         append: &recipe.append,
         dom0_dir: recipe.dom0_dir.as_deref(),
+        pci: &[],
+        disks: &[],
+        nets: &[],
     };
     fs::create_dir_all(&recipe.out).map_err(|source| Error::Write { path: recipe.out.clone(), source })?;
-    write(&built.kernel, &kernel)?;
-    write(&built.initramfs, &initramfs)?;
-    write(&built.config, domain.text().as_bytes())?;
-    Ok(Built { initramfs_bytes: initramfs.len() as u64, ..built })
+    let config = recipe.out.join(format!("{name}.cfg"));
+    write(&vmlinuz, &kernel)?;
+    write(&ramdisk, &initramfs)?;
+    write(&config, domain.text().as_bytes())?;
+    write(&recipe.out.join(manifest::FILE), manifest.text().as_bytes())?;
+    Ok(Built { kernel: vmlinuz, initramfs: ramdisk, config, version: tree.version, modules: names, manifest })
 }
 
 fn check_usage(recipe: &Recipe, config: &Config) -> Result<(), Error> {

@@ -131,3 +131,47 @@ fn a_dynamic_program_is_refused() {
     assert_eq!(program(&elf::tests::sample(1, b"")).unwrap().len(), 120);
     assert!(program(b"#!/bin/sh\n").is_err());
 }
+
+#[test]
+fn the_manifest_tells_a_damaged_image_from_a_good_one() {
+    let Package { dir: _dir, recipe } = package("6.1.0-test", &["brd"]);
+    let built = build_with(&recipe, b"the program".to_vec()).unwrap();
+    assert_eq!(Manifest::verify(&recipe.out).unwrap(), built.manifest);
+    assert_eq!((built.manifest.name.as_str(), built.manifest.kind), ("acme", DomainType::Pv));
+    let init = built.manifest.contents.iter().find(|part| part.path == "init").unwrap();
+    assert_eq!(init.bytes, 11);
+    // The same bytes are the same image, other bytes are another one.
+    let id = built.manifest.id();
+    assert_eq!(build_with(&recipe, b"the program".to_vec()).unwrap().manifest.id(), id);
+    assert_ne!(build_with(&recipe, b"another one".to_vec()).unwrap().manifest.id(), id);
+
+    let mut bytes = fs::read(&built.initramfs).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&built.initramfs, &bytes).unwrap();
+    let why = Manifest::verify(&recipe.out).unwrap_err().to_string();
+    assert!(why.contains("initramfs.img is damaged"), "{why}");
+    fs::write(&built.initramfs, &bytes[..last]).unwrap();
+    let why = Manifest::verify(&recipe.out).unwrap_err().to_string();
+    assert!(why.contains(&format!("{last} bytes where {}", last + 1)), "{why}");
+    fs::remove_file(&built.kernel).unwrap();
+    assert!(Manifest::verify(&recipe.out).unwrap_err().to_string().contains("vmlinuz cannot be read"));
+
+    let manifest = recipe.out.join(manifest::FILE);
+    for (text, says) in [("{", "EOF"), ("{\"schema_version\": 1}", "missing field")] {
+        fs::write(&manifest, text).unwrap();
+        let why = Manifest::read(&recipe.out).unwrap_err().to_string();
+        assert!(why.contains(says) && why.contains("manifest.json"), "{why}");
+    }
+    // A manifest cannot make anybody read other files than an image's.
+    let mut foreign = built.manifest.clone();
+    foreign.files[0].name = "../../etc/shadow".into();
+    fs::write(&manifest, foreign.text()).unwrap();
+    assert!(Manifest::verify(&recipe.out).unwrap_err().to_string().contains("it names the files"));
+    foreign = built.manifest.clone();
+    foreign.schema_version = 9;
+    fs::write(&manifest, foreign.text()).unwrap();
+    assert!(Manifest::read(&recipe.out).unwrap_err().to_string().contains("format 9"));
+    fs::remove_file(&manifest).unwrap();
+    assert!(Manifest::read(&recipe.out).unwrap_err().to_string().contains("holds no image"));
+}

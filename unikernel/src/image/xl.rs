@@ -3,8 +3,11 @@
 use std::fmt::{self, Write};
 use std::path::Path;
 
+use super::manifest::{INITRAMFS, KERNEL};
+
 /// How Xen runs a service VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DomainType {
     /// Paravirtualised: the only type that can own a PCI device. Data moves through the arena.
     Pv,
@@ -36,6 +39,12 @@ pub struct Domain<'a> {
     pub append: &'a str,
     /// The directory that will hold kernel and initramfs in dom0; without one the paths are plain file names.
     pub dom0_dir: Option<&'a Path>,
+    /// PCI devices that are its own, in `xl`'s words.
+    pub pci: &'a [String],
+    /// Its own disks, in `xl`'s words.
+    pub disks: &'a [String],
+    /// Its own network cards, in `xl`'s words.
+    pub nets: &'a [String],
 }
 
 /// The kernel command line that every service VM gets. A panic ends the domain after a second, so that dom0 sees a
@@ -77,10 +86,16 @@ impl Domain<'_> {
              on_poweroff = \"destroy\"\n\
              on_reboot = \"restart\"\n\
              on_crash = \"restart\"\n",
-            path("vmlinuz"),
-            path("initramfs.img"),
+            path(KERNEL),
+            path(INITRAMFS),
             quoted(&extra),
         );
+        for (key, values) in [("pci", self.pci), ("disk", self.disks), ("vif", self.nets)] {
+            if !values.is_empty() {
+                let values: Vec<String> = values.iter().map(|value| quoted(value)).collect();
+                let _ = writeln!(out, "{key} = [{}]", values.join(", "));
+            }
+        }
         out
     }
 }
@@ -101,8 +116,17 @@ pub fn quotable(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const SAMPLE: Domain<'_> =
-        Domain { name: "acme", kind: DomainType::Pv, memory_mib: 128, vcpus: 2, append: "", dom0_dir: None };
+    const SAMPLE: Domain<'_> = Domain {
+        name: "acme",
+        kind: DomainType::Pv,
+        memory_mib: 128,
+        vcpus: 2,
+        append: "",
+        dom0_dir: None,
+        pci: &[],
+        disks: &[],
+        nets: &[],
+    };
 
     fn settings(domain: &Domain<'_>) -> Vec<String> {
         domain.text().lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
@@ -142,6 +166,16 @@ mod tests {
         assert_eq!(lines[2], "kernel = \"/var/lib/windsor/vmlinuz\"");
         assert_eq!(lines[4], format!("extra = '{COMMAND_LINE} loglevel=7 a=\"b c\"'"));
         assert!(!domain.text().contains("xl create"));
+    }
+
+    #[test]
+    fn devices_stand_in_lists() {
+        let disks = ["phy:/dev/vg0/a,xvda,w".to_owned(), "format=raw,vdev=xvdb,target=it's".to_owned()];
+        let domain = Domain { pci: &["0000:41:00.0".to_owned()], disks: &disks, ..SAMPLE };
+        let lines = settings(&domain);
+        assert_eq!(lines[11], "pci = [\"0000:41:00.0\"]");
+        assert_eq!(lines[12], "disk = [\"phy:/dev/vg0/a,xvda,w\", \"format=raw,vdev=xvdb,target=it's\"]");
+        assert_eq!(lines.len(), 13);
     }
 
     #[test]

@@ -51,6 +51,6 @@ pub fn find(store: &mut impl Nodes, name: &str, what: &str) -> Result<Domain, Re
 }
 
 /// Names for a message.
-pub(super) fn or_none(names: &[&str]) -> String {
+pub fn or_none(names: &[&str]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }

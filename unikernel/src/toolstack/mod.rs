@@ -9,6 +9,7 @@ pub mod look;
 pub mod resume;
 
 use crate::device::Device;
+use crate::image::manifest::Damage;
 
 /// Why a command of the operator did not do what it was asked for: one line, and the code to exit with.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,15 @@ pub enum Refusal {
     /// It failed. Exit code 1.
     #[error("{0}")]
     Failed(String),
+    /// It was asked for in a wrong way. Exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// An image cannot be built. The exit code is its own.
+    #[error(transparent)]
+    Image(#[from] crate::image::Error),
+    /// An image cannot be used. Exit code 3 when there is none, else 1.
+    #[error(transparent)]
+    Damage(#[from] crate::image::manifest::Damage),
     /// Something named does not exist, or a prerequisite is missing. Exit code 3.
     #[error("{0}")]
     NotFound(String),
@@ -34,8 +44,10 @@ impl Refusal {
     /// What the process ends with.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Refusal::Failed(_) | Refusal::Store(_) => 1,
-            Refusal::NotFound(_) => 3,
+            Refusal::Failed(_) | Refusal::Store(_) | Refusal::Damage(Damage::Damaged(_)) => 1,
+            Refusal::Usage(_) => 2,
+            Refusal::NotFound(_) | Refusal::Damage(Damage::NoImage(_)) => 3,
+            Refusal::Image(error) => error.exit_code(),
             Refusal::TimedOut(_) => 4,
             Refusal::Busy(_) => 5,
         }
