@@ -1,22 +1,24 @@
 //! `windsor attach`.
 
 use std::net::IpAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
 use netback::config::Rate;
 use netback::packet::Mac;
 
-use super::{FAILED, Failure, MISSING, Outcome, USAGE, WorldArgs};
+use super::{BUSY, Failure, Outcome, USAGE, WorldArgs};
 use xenstore::Client;
 
 use crate::config::DEFAULT_MTU;
 use crate::device::Device;
-use crate::store;
+use crate::publish::Phase;
+use crate::store::{self, Nodes};
 use crate::toolstack::attach::{self, Wanted};
-use crate::toolstack::card;
+use crate::toolstack::look::Seen;
+use crate::toolstack::{Refusal, card};
 use crate::vdev::Vdev;
+use crate::vm::xl::Xl;
 use crate::world::World;
 
 /// Arguments of `windsor attach`.
@@ -54,6 +56,9 @@ pub struct AttachArgs {
     /// How long both sides of a disk may take to be Connected, and the service VM to offer a card
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     wait: u64,
+    /// Print what would be run in dom0
+    #[arg(short = 'n', long)]
+    dry_run: bool,
 }
 
 /// Attaches and says on stdout as which disk.
@@ -83,10 +88,10 @@ pub fn run(args: &AttachArgs) -> Outcome {
         wait: Duration::from_secs(args.wait),
     };
     let vdev = match world {
-        World::Embedded(_) => attach::run(&mut store, &wanted)?,
-        World::Xen => through_xl(&mut store, &wanted)?,
+        World::Embedded(_) if !args.dry_run => Some(attach::run(&mut store, &wanted)?),
+        _ => through_xl(&mut store, &wanted, &Xl { dry_run: args.dry_run })?,
     };
-    println!("{vdev}");
+    vdev.inspect(|vdev| println!("{vdev}"));
     Ok(())
 }
 
@@ -112,10 +117,10 @@ impl AttachArgs {
             wait: Duration::from_secs(self.wait),
         };
         let device = match world {
-            World::Embedded(_) => card::run(store, &wanted)?,
-            World::Xen => card_through_xl(store, &wanted)?,
+            World::Embedded(_) if !self.dry_run => Some(card::run(store, &wanted)?),
+            _ => card_through_xl(store, &wanted, &Xl { dry_run: self.dry_run })?,
         };
-        println!("{device}");
+        device.inspect(|device| println!("{device}"));
         Ok(())
     }
 }
@@ -128,8 +133,8 @@ fn station(text: &str) -> Result<Mac, String> {
     }
 }
 
-/// A card as `xl` sets it up.
-fn card_through_xl(store: &mut Client, wanted: &card::Wanted<'_>) -> Result<Device, Failure> {
+/// A card as `xl` sets it up; none when the line was only printed.
+fn card_through_xl(store: &mut Client, wanted: &card::Wanted<'_>, xl: &Xl) -> Result<Option<Device>, Failure> {
     let prepared = card::prepare(store, wanted)?;
     let mut words = vec![
         "network-attach".to_owned(),
@@ -150,41 +155,60 @@ fn card_through_xl(store: &mut Client, wanted: &card::Wanted<'_>) -> Result<Devi
         let per_second = u128::from(rate.bytes) * 1_000_000 / u128::from(rate.interval_us.max(1));
         format!("rate={per_second}B/s@{}us", rate.interval_us)
     }));
-    run_xl(&words.iter().map(String::as_str).collect::<Vec<_>>()).map_err(|mut failure| {
-        if let Ok(Some(why)) = card::explain(store, &prepared) {
-            failure.text = format!("{} ({why})", failure.text);
-        }
-        failure
-    })?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let Err(refusal) = xl.run(&words) {
+        let seen = Seen::read(store, &prepared.paths)?;
+        return Err(explained(refusal, &seen));
+    }
+    if xl.dry_run {
+        return Ok(None);
+    }
     card::wait(store, &prepared, wanted.wait)?;
-    Ok(prepared.device)
+    Ok(Some(prepared.device))
 }
 
-/// On real Xen the nodes are libxl's: `xl` writes them, we wait and explain.
-fn through_xl(store: &mut Client, wanted: &Wanted<'_>) -> Result<Vdev, Failure> {
+/// On real Xen the nodes are libxl's: `xl` writes them, we wait and explain. A disk that does not come to be Connected is
+/// taken away again. None when the line was only printed.
+fn through_xl(store: &mut Client, wanted: &Wanted<'_>, xl: &Xl) -> Result<Option<Vdev>, Failure> {
     let prepared = attach::prepare(store, wanted)?;
     let access = if wanted.read_only { "ro" } else { "rw" };
     let disk = format!(
         "format=raw,vdev={},access={access},backend={},target={}",
         prepared.vdev, prepared.service.name, wanted.volume
     );
-    run_xl(&["block-attach", &prepared.guest.domid.to_string(), &disk]).map_err(|mut failure| {
-        if let Ok(Some(why)) = attach::explain(store, &prepared) {
-            failure.text = format!("{} ({why})", failure.text);
+    let guest = prepared.guest.domid.to_string();
+    let refusal = match xl.run(&["block-attach", &guest, &disk]) {
+        Ok(()) if xl.dry_run => return Ok(None),
+        Ok(()) => match attach::wait(store, &prepared, wanted.wait) {
+            Ok(()) => return Ok(Some(prepared.vdev)),
+            Err(refusal) => refusal.into(),
+        },
+        Err(refusal) => {
+            let seen = Seen::read(store, &prepared.paths)?;
+            explained(refusal, &seen)
         }
-        failure
-    })?;
-    attach::wait(store, &prepared, wanted.wait)?;
-    Ok(prepared.vdev)
+    };
+    let left = store.text(&format!("{}/backend", prepared.paths.libxl))?.is_some();
+    if !left {
+        return Err(refusal);
+    }
+    let taken = xl.run(&["block-detach", &guest, &prepared.vdev.0.to_string(), "force"]);
+    let more = match taken {
+        Ok(()) => "; it was taken away again".to_owned(),
+        Err(why) => format!("; it could not be taken away again: {why}"),
+    };
+    Err(Failure { text: refusal.text + &more, ..refusal })
 }
 
-/// Runs `xl` with its output on our stderr.
-pub(super) fn run_xl(args: &[&str]) -> Outcome {
-    let mut xl = Command::new("xl");
-    xl.args(args).stdout(std::io::stderr());
-    match xl.status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::new(FAILED, format!("xl {} failed ({status})", args.join(" ")))),
-        Err(error) => Err(Failure::new(MISSING, format!("xl cannot be run ({error}): is this dom0?"))),
+/// `xl` has failed: what the service VM says of it, and the exit code that goes with that.
+fn explained(refusal: Refusal, seen: &Seen) -> Failure {
+    let mut failure = Failure::from(refusal);
+    let own = Some(&seen.own.reason).filter(|reason| !reason.is_empty());
+    if let Some(why) = seen.refused.as_ref().or(own) {
+        failure.text = format!("{} ({why})", failure.text);
     }
+    if seen.own.phase == Phase::Busy.name() {
+        failure.code = BUSY;
+    }
+    failure
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::attach::run_xl;
 use super::{Failure, Outcome, WorldArgs};
 use crate::device::Device;
 use crate::store;
 use crate::toolstack::detach;
+use crate::vm::xl::Xl;
 use crate::world::World;
 
 /// Arguments of `windsor detach`.
@@ -28,6 +28,9 @@ pub struct DetachArgs {
     /// How long the guest and the service VM may take
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     wait: u64,
+    /// Print what would be run in dom0
+    #[arg(short = 'n', long)]
+    dry_run: bool,
 }
 
 /// Detaches; returns once both sides are gone.
@@ -40,8 +43,9 @@ pub fn run(args: &DetachArgs) -> Outcome {
     let found = detach::find(&mut store, &args.guest, args.device)?;
     let wait = Duration::from_secs(args.wait);
     match world {
-        World::Embedded(_) => Ok(detach::run(&mut store, &found, args.force, wait)?),
-        World::Xen => {
+        World::Embedded(_) if !args.dry_run => Ok(detach::run(&mut store, &found, args.force, wait)?),
+        _ => {
+            let xl = Xl { dry_run: args.dry_run };
             let (domid, devid) = (found.guest.domid.to_string(), args.device.devid().to_string());
             let command = match args.device {
                 Device::Disk(_) => "block-detach",
@@ -51,7 +55,10 @@ pub fn run(args: &DetachArgs) -> Outcome {
             if args.force && command == "block-detach" {
                 words.push("force");
             }
-            run_xl(&words)?;
+            xl.run(&words)?;
+            if args.dry_run {
+                return Ok(());
+            }
             detach::wait(&mut store, &found, wait).map_err(Failure::from)
         }
     }

@@ -63,6 +63,12 @@ impl From<crate::store::NoStore> for Failure {
     }
 }
 
+impl From<::xenstore::Error> for Failure {
+    fn from(error: ::xenstore::Error) -> Failure {
+        Failure::new(FAILED, format!("xenstore: {error}"))
+    }
+}
+
 impl From<crate::config::ConfigError> for Failure {
     fn from(error: crate::config::ConfigError) -> Failure {
         let code = match &error {

@@ -75,8 +75,8 @@ pub enum Damage {
 }
 
 impl Manifest {
-    /// For the files as they are about to be written.
-    pub(super) fn new(
+    /// For the files as they are about to be written: version and bytes of the kernel, the initramfs.
+    pub fn new(
         name: &str,
         kind: DomainType,
         kernel: (&str, &[u8]),
@@ -102,7 +102,7 @@ impl Manifest {
     }
 
     /// As it is written.
-    pub(super) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
         text.push('\n');
         text

@@ -78,8 +78,16 @@ pub fn run(store: &mut Client, wanted: &Wanted<'_>) -> Result<Vdev, Refusal> {
             let seen = Seen::read(store, &prepared.paths)?;
             if seen.backend == XenbusState::Initialising || seen.frontend == XenbusState::Unknown {
                 detach::remove(store, &prepared.paths)?;
+                return Err(refusal);
             }
-            Err(refusal)
+            Err(match refusal {
+                Refusal::TimedOut(why) => {
+                    let (guest, vdev) = (&prepared.guest.name, prepared.vdev);
+                    let hint = format!("the disk stays attached, `windsor detach {guest} {vdev}` takes it away");
+                    Refusal::TimedOut(format!("{why}; {hint}"))
+                }
+                other => other,
+            })
         }
     }
 }
@@ -210,15 +218,6 @@ pub(super) fn write_device(
     })
 }
 
-/// What the service VM says against the device, if anything.
-///
-/// # Errors
-/// When the store does not answer.
-pub fn explain(store: &mut Client, prepared: &Prepared) -> Result<Option<String>, Error> {
-    let seen = Seen::read(store, &prepared.paths)?;
-    Ok(seen.refused.or(Some(seen.own.reason).filter(|reason| !reason.is_empty())))
-}
-
 /// Waits until both sides are Connected, or the service VM says that they will not be.
 ///
 /// # Errors
@@ -249,12 +248,8 @@ pub fn wait(store: &mut Client, prepared: &Prepared, limit: Duration) -> Result<
         }
         let now = Instant::now();
         if now >= deadline {
-            let stays = match seen.backend {
-                XenbusState::Initialising => String::new(),
-                _ => format!("; the disk stays attached, `windsor detach {} {vdev}` takes it away", guest.name),
-            };
             return Err(Refusal::TimedOut(format!(
-                "{vdev} of {} is not Connected after {} s: {}{stays}",
+                "{vdev} of {} is not Connected after {} s: {}",
                 guest.name,
                 limit.as_secs(),
                 seen.describe()

@@ -182,15 +182,6 @@ fn write(store: &mut Client, prepared: &Prepared, wanted: &Wanted<'_>) -> Result
     attach::write_device(store, paths, &of_frontend, &of_backend)
 }
 
-/// What the service VM says against the card, if anything.
-///
-/// # Errors
-/// When the store does not answer.
-pub fn explain(store: &mut Client, prepared: &Prepared) -> Result<Option<String>, Error> {
-    let seen = Seen::read(store, &prepared.paths)?;
-    Ok(seen.refused.or(Some(seen.own.reason).filter(|reason| !reason.is_empty())))
-}
-
 /// Waits until the backend waits for the guest, or is further, or says that it will not be; then a moment for the guest
 /// to take the card. A guest need not have a driver yet, so it is no error if it does not.
 ///

@@ -103,13 +103,21 @@ fn complaint(stderr: &str) -> String {
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines().find(|line| line.contains("error")).or_else(|| lines().next_back());
     // "libxl: error: libxl_create.c:1234:do_it: Domain 5:" says nothing to an operator.
-    let plain = first.map(|line| match line.split_once(": error: ") {
+    let plain = first.map(without_place);
+    plain.map_or_else(String::new, |line| format!(": {}", line.chars().take(LONGEST).collect::<String>()))
+}
+
+fn without_place(line: &str) -> &str {
+    let text = match line.split_once(": error: ") {
         Some((_, rest)) => {
             rest.split_once(": ").filter(|(place, _)| place.contains(".c:")).map_or(rest, |(_, text)| text)
         }
         None => line,
-    });
-    plain.map_or_else(String::new, |line| format!(": {}", line.chars().take(LONGEST).collect::<String>()))
+    };
+    match text.strip_prefix("Domain ").and_then(|rest| rest.split_once(':')) {
+        Some((number, text)) if number.bytes().all(|byte| byte.is_ascii_digit()) => text,
+        _ => text,
+    }
 }
 
 /// The command line as a shell takes it.
@@ -171,6 +179,10 @@ mod tests {
                       libxl: error: libxl_create.c:1709:domcreate_launch_dm: Domain 4:cannot go on\n";
         assert_eq!(complaint(stderr), ": Disk vdev=xvda failed to stat: /nosuch: No such file");
         assert_eq!(complaint("a\nfailed to free memory for the domain\n"), ": failed to free memory for the domain");
+        assert_eq!(
+            complaint("libxl: error: libxl_x.c:1:f: Domain 4:Domain with name exists\n"),
+            ": Domain with name exists"
+        );
         assert_eq!(complaint(""), "");
         assert_eq!(complaint(&"x".repeat(1000)).len(), LONGEST + 2);
     }

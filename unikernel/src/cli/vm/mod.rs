@@ -20,11 +20,11 @@ use crate::world::{NoWorld, World};
 #[derive(Args, Debug)]
 pub struct VmArgs {
     /// Images and records of service VMs
-    #[arg(long = "state-dir", value_name = "DIR", global = true, default_value = STATE_DIR)]
-    state: PathBuf,
+    #[arg(long, value_name = "DIR", global = true, default_value = STATE_DIR)]
+    state_dir: PathBuf,
     /// Configurations of service VMs
-    #[arg(long = "config-dir", value_name = "DIR", global = true, default_value = CONFIG_DIR)]
-    config: PathBuf,
+    #[arg(long, value_name = "DIR", global = true, default_value = CONFIG_DIR)]
+    config_dir: PathBuf,
     #[command(subcommand)]
     command: VmCommand,
 }
@@ -89,7 +89,7 @@ struct RmArgs {
 /// # Errors
 /// With the exit code of `DESIGN`, "The command".
 pub fn run(args: VmArgs) -> Outcome {
-    let places = Places { state: absolute(args.state)?, config: absolute(args.config)? };
+    let places = Places { state: absolute(args.state_dir)?, config: absolute(args.config_dir)? };
     match args.command {
         VmCommand::Create(args) => create::run(&places, &args),
         VmCommand::Start(args) => begin(&places, &args.name, Duration::from_secs(args.wait), args.dry_run),
