@@ -408,10 +408,14 @@ impl Queue for BlkQueue {
             Ok(waiting) => waiting,
             Err(broken) => return Turn::Broken(broken.to_string()),
         };
+        if self.in_flight() + waiting as usize >= self.slots.len() {
+            self.count(Counter::RingFull, 1);
+        }
         self.take(waiting, core);
         self.locate(core);
         self.start(core);
         self.count(Counter::Batches, 1);
+        self.parts.meter.set(Counter::InFlight as usize, self.in_flight() as u64);
         Turn::Busy
     }
 
@@ -437,6 +441,7 @@ impl Queue for BlkQueue {
         }
         self.answer(core);
         self.leave();
+        self.parts.meter.set(Counter::InFlight as usize, self.in_flight() as u64);
         self.retry = true;
     }
 
@@ -475,6 +480,7 @@ impl Queue for BlkQueue {
         meter.set(Counter::PagesMapped as usize, counts.pages_mapped);
         meter.set(Counter::UnmapCalls as usize, counts.unmap_calls);
         meter.set(Counter::CopyCalls as usize, counts.copy_calls);
+        meter.set(Counter::GrantsMapped as usize, counts.pages_mapped.saturating_sub(counts.pages_unmapped));
     }
 
     fn tick(&mut self, core: &mut Core) {

@@ -58,6 +58,14 @@ pub enum Counter {
     Held,
     /// Flushes that failed: one is enough to distrust all later ones.
     FlushFailures,
+    /// Requests taken and not answered, now.
+    InFlight,
+    /// Pages mapped, now.
+    GrantsMapped,
+    /// Batches after which the guest had no free slot in its ring.
+    RingFull,
+    /// Time from ring to response of all requests together, nanoseconds.
+    Nanoseconds,
 }
 
 /// A device's numbers.

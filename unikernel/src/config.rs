@@ -12,6 +12,15 @@
 //! on-error = "report"    # or "hold"
 //! discard = true
 //!
+//! [[volume]]
+//! name = "logs"
+//! disk = "/dev/nvme0n1"
+//! label = "acme-logs"    # the partition with this label; without it, every labelled partition is a volume
+//!
+//! [[volume]]
+//! name = "images"
+//! directory = "/srv/acme"  # every NAME.img in it is the volume NAME
+//!
 //! [[network]]
 //! name = "lan"
 //! uplink = "switch"      # or "bridge:br0", "tap:NAME"
@@ -38,10 +47,12 @@ use toml::Spanned;
 mod backend;
 mod bridge;
 mod network;
+mod source;
 
 pub use backend::{Backend, Bytes, DataPath};
 pub use bridge::Bridge;
 pub use network::{DEFAULT_MTU, MTU, Network, Uplink};
+pub use source::{Place, Source};
 
 /// Most volumes of one VM.
 const MAX_VOLUMES: usize = 1024;
@@ -53,8 +64,10 @@ pub const MAX_THREADS: usize = 16;
 pub struct Config {
     /// `[vm]`
     pub vm: Vm,
-    /// Every `[[volume]]`, in the order of the file.
+    /// Every `[[volume]]` that is one, in the order of the file; then those that the sources have.
     pub volumes: Vec<Volume>,
+    /// Every `[[volume]]` that is a disk full of them, or a directory.
+    pub sources: Vec<Source>,
     /// Every `[[bridge]]`, in the order of the file.
     pub bridges: Vec<Bridge>,
     /// Every `[[network]]`, in the order of the file.
@@ -72,6 +85,12 @@ pub struct Vm {
     /// Kernel modules, for `windsor image build`.
     #[serde(default)]
     pub modules: Vec<String>,
+    /// Seconds that guests are still served once the end was asked for (see [`crate::settings`]).
+    #[serde(default)]
+    pub linger: Option<u64>,
+    /// How much is logged.
+    #[serde(default)]
+    pub log: Option<String>,
 }
 
 /// `[[volume]]`: something a guest can be given as a disk.
@@ -79,8 +98,12 @@ pub struct Vm {
 pub struct Volume {
     /// Its name in `windsor attach GUEST VM:NAME`.
     pub name: String,
-    /// The file or block device; none for `null`.
+    /// The file or block device; none for `null`. With a label, the disk that the partition is on.
     pub path: Option<PathBuf>,
+    /// The label of a GPT partition.
+    pub label: Option<String>,
+    /// The source that it was found in; none for one that the file names.
+    pub source: Option<String>,
     /// No guest may write.
     pub read_only: bool,
     /// Past the page cache.
@@ -140,6 +163,9 @@ struct File {
 struct VolumeTable {
     name: Spanned<String>,
     path: Option<PathBuf>,
+    disk: Option<PathBuf>,
+    label: Option<String>,
+    directory: Option<PathBuf>,
     mode: Option<Mode>,
     direct: Option<bool>,
     kind: Option<DiskKind>,
@@ -191,14 +217,20 @@ impl Config {
             return Err(wrong(0..0, format!("more than {MAX_VOLUMES} volumes")));
         }
         let mut names = HashSet::new();
-        let mut volumes = Vec::new();
+        let (mut volumes, mut sources) = (Vec::new(), Vec::new());
         for table in file.volume {
-            let volume = volume(table)?;
-            if !names.insert(volume.1.name.clone()) {
-                let why = format!("a second volume named \"{}\"; names are unique in a VM", volume.1.name);
-                return Err(wrong(volume.0, why));
+            let (at, made) = match source::is_source(table.get_ref()) {
+                true => source::source(table).map(|(at, source)| (at, Err(source)))?,
+                false => volume(table).map(|(at, volume)| (at, Ok(volume)))?,
+            };
+            let name = made.as_ref().map_or_else(|source| &source.name, |volume| &volume.name);
+            if !names.insert(name.clone()) {
+                return Err(wrong(at, format!("a second volume named \"{name}\"; names are unique in a VM")));
             }
-            volumes.push(volume.1);
+            match made {
+                Ok(volume) => volumes.push(volume),
+                Err(source) => sources.push(source),
+            }
         }
         let networks = networks(file.network, &names)?;
         let bridges = bridge::bridges(file.bridge)?;
@@ -211,7 +243,7 @@ impl Config {
                 backend
             }
         };
-        Ok(Config { vm, volumes, bridges, networks, backend })
+        Ok(Config { vm, volumes, sources, bridges, networks, backend })
     }
 
     /// The volume of that name.
@@ -256,6 +288,14 @@ fn wrong(at: Range<usize>, why: String) -> Wrong {
     Wrong { at: at.start, why }
 }
 
+/// What a volume may be called.
+///
+/// # Errors
+/// A sentence about names.
+pub fn check_volume_name(name: &str) -> Result<(), String> {
+    check_name(name, "-_")
+}
+
 /// Names become part of store paths, file names and command lines.
 /// Whether a word can be the name of a VM.
 pub fn is_vm_name(name: &str) -> bool {
@@ -274,13 +314,24 @@ fn check_name(name: &str, others: &str) -> Result<(), String> {
 
 fn volume(table: Spanned<VolumeTable>) -> Result<(Range<usize>, Volume), Wrong> {
     let table_at = table.span();
-    let table = table.into_inner();
+    let mut table = table.into_inner();
     let at = table.name.span();
     let name = table.name.into_inner();
     let fail = |at: Range<usize>, why: String| Err(wrong(at, format!("volume \"{name}\": {why}")));
     if let Err(why) = check_name(&name, "-_") {
         return Err(wrong(at, format!("volume name {name:?}: {why}")));
     }
+    match (&table.disk, &table.path, &table.label) {
+        (Some(_), Some(_), _) => return fail(table_at, "path and disk exclude each other".into()),
+        (None, _, Some(_)) => return fail(table_at, "a label is that of a partition of a disk: say disk, too".into()),
+        (_, _, Some(label)) => {
+            if let Err(why) = source::check_label(label) {
+                return fail(table_at, why);
+            }
+        }
+        _ => {}
+    }
+    table.path = table.path.or(table.disk);
     let kind = table.kind.unwrap_or(DiskKind::Raw);
     let mut size = 0;
     match (kind, &table.path, table.size) {
@@ -324,6 +375,8 @@ fn volume(table: Spanned<VolumeTable>) -> Result<(Range<usize>, Volume), Wrong> 
     };
     let volume = Volume {
         path: table.path,
+        label: table.label,
+        source: None,
         read_only: table.mode == Some(Mode::Ro),
         direct: table.direct.unwrap_or(kind == DiskKind::Raw),
         kind,
@@ -337,10 +390,15 @@ fn volume(table: Spanned<VolumeTable>) -> Result<(Range<usize>, Volume), Wrong> 
 }
 
 fn bytes(size: &Size) -> Option<u64> {
-    let text = match size {
-        Size::Bytes(bytes) => return Some(*bytes),
-        Size::Text(text) => text.trim(),
-    };
+    match size {
+        Size::Bytes(bytes) => Some(*bytes),
+        Size::Text(text) => parse_size(text),
+    }
+}
+
+/// A size as people write it: `512MiB`, `10G`, `1073741824`.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;
     let shift = match text[digits..].trim() {
@@ -357,6 +415,9 @@ fn bytes(size: &Size) -> Option<u64> {
 impl fmt::Display for Volume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {
+            Some(path) if self.label.is_some() => {
+                write!(f, "{} ({} on {})", self.name, self.label.as_deref().unwrap_or_default(), path.display())
+            }
             Some(path) => write!(f, "{} ({})", self.name, path.display()),
             None => write!(f, "{} (null)", self.name),
         }

@@ -6,7 +6,6 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,9 +20,25 @@ use nix::unistd::Pid;
 use crate::image::modules::{Wanted, normal};
 use crate::image::{CONFIG_PATH, HOSTNAME_PATH, MODULES_DIR, MODULES_PATH};
 use crate::keeper;
+use crate::settings::MAX_LINGER;
 
 /// What a backend in user space cannot do without.
 const DEVICES: [&str; 3] = ["/dev/xen/xenbus", "/dev/xen/evtchn", "/dev/xen/gntdev"];
+
+/// Seconds that guests are served after `xl shutdown`, unless somebody says otherwise.
+const LINGER: &str = "300";
+
+/// The memory plan (linux: admin-guide/sysctl/vm.rst, kernel.rst). Dirty pages are those of volumes without O_DIRECT.
+const SYSCTLS: [(&str, &str); 7] = [
+    ("vm/swappiness", "0"),
+    ("vm/dirty_bytes", "8388608"),
+    ("vm/dirty_background_bytes", "4194304"),
+    ("vm/dirty_expire_centisecs", "500"),
+    ("vm/vfs_cache_pressure", "200"),
+    ("vm/min_free_kbytes", "4096"),
+    // What is wrong in the kernel ends the VM, so that dom0 sees a crash (see `image::xl::COMMAND_LINE`).
+    ("kernel/panic_on_oops", "1"),
+];
 
 /// Files that a process of the VM may have open: several a queue, and there may be hundreds of queues.
 const OPEN_FILES: u64 = 1 << 20;
@@ -53,6 +68,7 @@ fn ask(signal: Signal) -> i32 {
 }
 
 fn run() -> ! {
+    crate::log::as_init();
     let mode = match boot() {
         Ok(ended) => {
             log(&format!("the supervisor has ended with code {}", ended.code));
@@ -60,7 +76,7 @@ fn run() -> ! {
             if ended.signal == Some(Signal::SIGINT) { RebootMode::RB_AUTOBOOT } else { RebootMode::RB_POWER_OFF }
         }
         Err(why) => {
-            log(&why);
+            crate::log::line(2, &why);
             RebootMode::RB_POWER_OFF
         }
     };
@@ -83,15 +99,18 @@ fn boot() -> Result<keeper::Ended, String> {
     if let Ok(name) = fs::read_to_string(HOSTNAME_PATH)
         && let Err(error) = nix::unistd::sethostname(name.trim())
     {
-        log(&format!("cannot set the host name: {error}"));
+        warn(&format!("cannot set the host name: {error}"));
     }
-    load_modules()?;
+    plan_memory();
+    let command_line =
+        fs::read_to_string("/proc/cmdline").map_err(|error| format!("cannot read /proc/cmdline: {error}"))?;
+    load_modules(&command_line)?;
     for (resource, name, limit) in [
         (Resource::RLIMIT_NOFILE, "open files", OPEN_FILES),
         (Resource::RLIMIT_MEMLOCK, "locked memory", RLIM_INFINITY),
     ] {
         if let Err(error) = setrlimit(resource, limit, limit) {
-            log(&format!("cannot raise the limit of {name}: {error}"));
+            warn(&format!("cannot raise the limit of {name}: {error}"));
         }
     }
     let missing: Vec<_> = DEVICES.into_iter().filter(|path| !Path::new(path).exists()).collect();
@@ -106,7 +125,11 @@ fn boot() -> Result<keeper::Ended, String> {
             }
         ));
     }
-    keeper::run(&keeper::Spec::supervisor(["--config", CONFIG_PATH])).map_err(|error| error.to_string())
+    let mut spec = keeper::Spec::supervisor(["--config", CONFIG_PATH, "--linger", LINGER]);
+    spec.environment.push((crate::log::CONSOLE.into(), "1".into()));
+    // The supervisor knows how long it may serve on; this is for one that hangs.
+    spec.limits.stop = Duration::from_secs(MAX_LINGER + 60);
+    keeper::run_with(&spec, Vec::new(), watchdog(&command_line)).map_err(|error| error.to_string())
 }
 
 fn mount_one(kind: &str, target: &str) -> Result<(), String> {
@@ -129,16 +152,15 @@ fn open_console() {
 }
 
 /// Loads what the image lists. One that fails is logged and the rest goes on: which of them matter shows in /dev/xen.
-fn load_modules() -> Result<(), String> {
+fn load_modules(command_line: &str) -> Result<(), String> {
     let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
-    let command_line = read("/proc/cmdline")?;
     for line in read(MODULES_PATH)?.lines() {
         let module = Wanted::parse(line, true);
-        let params = parameters(&module, &command_line);
+        let params = parameters(&module, command_line);
         let named = format!("module {} {params}", module.name);
         match load(&module.name, &params) {
             Ok(()) => log(named.trim_end()),
-            Err(why) => log(&format!("{}: {why}", named.trim_end())),
+            Err(why) => warn(&format!("{}: {why}", named.trim_end())),
         }
     }
     Ok(())
@@ -169,9 +191,34 @@ fn parameters(module: &Wanted, command_line: &str) -> String {
     own.into_iter().chain(given).collect::<Vec<_>>().join(" ")
 }
 
-/// A line on the console; a console that is gone must not be the end of process 1.
+/// A line on the console.
 fn log(text: &str) {
-    let _ = writeln!(io::stderr(), "windsor: {text}");
+    crate::log::line(6, text);
+}
+
+/// Something is wrong.
+fn warn(text: &str) {
+    crate::log::line(4, text);
+}
+
+/// Keeps the memory of the VM in bounds: there is no swap, what files leave in the page cache is small and written
+/// soon, and enough stays free for what cannot wait.
+fn plan_memory() {
+    for (path, value) in SYSCTLS {
+        if let Err(error) = fs::write(format!("/proc/sys/{path}"), value) {
+            warn(&format!("cannot set {path}: {error}"));
+        }
+    }
+}
+
+/// A watchdog, if the kernel has one: when this process hangs, so does all else, and Xen is to know.
+fn watchdog(command_line: &str) -> Option<File> {
+    if command_line.split_whitespace().any(|word| word == "windsor.watchdog=off") {
+        return None;
+    }
+    let device = File::options().write(true).open("/dev/watchdog").ok()?;
+    log("watchdog: on");
+    Some(device)
 }
 
 #[cfg(test)]

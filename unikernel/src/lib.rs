@@ -1,6 +1,7 @@
 //! The appliance and the command `windsor`.
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -11,9 +12,13 @@ pub mod image;
 pub mod init;
 pub mod inspect;
 pub mod keeper;
+pub mod log;
 pub mod message;
+pub mod metrics;
 pub mod nbd;
 pub mod publish;
+pub mod settings;
+pub mod source;
 pub mod store;
 pub mod supervisor;
 pub mod toolstack;

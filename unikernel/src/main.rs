@@ -9,12 +9,18 @@ use unikernel::cli::detach::DetachArgs;
 use unikernel::cli::guest::GuestArgs;
 use unikernel::cli::host::HostArgs;
 use unikernel::cli::image::ImageArgs;
+use unikernel::cli::logs::LogsArgs;
+use unikernel::cli::metrics::MetricsArgs;
 use unikernel::cli::resume::ResumeArgs;
 use unikernel::cli::serve::ServeArgs;
 use unikernel::cli::status::StatusArgs;
+use unikernel::cli::top::TopArgs;
 use unikernel::cli::vm::VmArgs;
+use unikernel::cli::volume::VolumeArgs;
 use unikernel::cli::xenstore::XenstoreArgs;
-use unikernel::cli::{attach, daemon, demo, detach, guest, host, image, resume, serve, status, vm, xenstore};
+use unikernel::cli::{
+    attach, daemon, demo, detach, guest, host, image, logs, metrics, resume, serve, status, top, vm, volume, xenstore,
+};
 
 /// Virtual machines that serve disks and networks to other virtual machines
 ///
@@ -45,6 +51,14 @@ enum Command {
     Status(StatusArgs),
     /// Say that a volume is well again: what waits for it is tried at once, and flushes that failed are forgotten
     Resume(ResumeArgs),
+    /// What a service VM has logged
+    Logs(LogsArgs),
+    /// What every disk does now
+    Top(TopArgs),
+    /// Numbers for Prometheus
+    Metrics(MetricsArgs),
+    /// Volumes of a service VM: list, make, resize, remove
+    Volume(VolumeArgs),
     /// Images of service VMs
     Image(ImageArgs),
     /// Service VMs, from dom0: create, start, stop, list
@@ -77,6 +91,10 @@ fn main() {
         Command::Detach(args) => detach::run(&args).map(done),
         Command::Status(args) => status::run(&args).map(done),
         Command::Resume(args) => resume::run(&args).map(done),
+        Command::Logs(args) => logs::run(&args).map(done),
+        Command::Top(args) => top::run(&args).map(done),
+        Command::Metrics(args) => metrics::run(&args).map(done),
+        Command::Volume(args) => volume::run(&args).map(done),
         Command::Image(args) => image::run(args).map(done),
         Command::Vm(args) => vm::run(args).map(done),
         Command::Xenstore(args) => xenstore::run(&args),

@@ -185,6 +185,9 @@ pub struct VolumeNode {
     /// Devices that have it open, as `vbd-GUEST-DEVID`; the first few of many.
     #[serde(rename = "used-by")]
     pub used_by: Vec<String>,
+    /// The source that it was found in; none for one that the configuration names.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
     /// Why it cannot be used.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
@@ -399,6 +402,7 @@ mod tests {
             size: u64::MAX,
             mode: "rw".into(),
             used_by: vec!["vbd-12345-268435456".into(); if n == 5 { 300 } else { 1 }],
+            source: "images".into(),
             error: if n == 7 { "x".repeat(3000) } else { String::new() },
         };
         let pages = volume_pages((0..100).map(|n| (format!("{n:064}"), node(n))));

@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use grant::embedded::{self, Foreign, ForeignExchange, Ports};
+use grant::embedded::{self, Foreign, ForeignExchange, GuestMemory, Ports};
 use grant::exchange::Exchange;
-use grant::xen::{Evtchn, Gntdev, GntdevExchange};
-use grant::{DomId, EventChannel, Grants};
+use grant::xen::{Evtchn, Gntalloc, Gntdev, GntdevExchange};
+use grant::{DomId, EventChannel, GrantAccess, Grants};
 use serde::{Deserialize, Serialize};
 
 /// Where the embedded host's directory is named when `--dir` is not given.
@@ -133,6 +133,26 @@ impl World {
             World::Xen => Evtchn::open(),
             World::Embedded(dir) => embedded::connect(dir, own),
         }
+    }
+
+    /// A way to grant pages of ours, and event channels to go with them; `memory` is what they are of in the embedded
+    /// world.
+    ///
+    /// # Errors
+    /// What the kernel or the host says.
+    pub fn open_access(
+        &self,
+        own: DomId,
+        memory: Option<OwnedFd>,
+    ) -> io::Result<(Box<dyn GrantAccess>, Box<dyn EventChannel>)> {
+        let events = self.open_events(own)?;
+        Ok(match self {
+            World::Xen => (Box::new(Gntalloc::new(Gntalloc::open()?)), Box::new(Evtchn::new(events)?)),
+            World::Embedded(_) => {
+                let memory = memory.ok_or_else(|| io::Error::other("this domain has no memory to grant"))?;
+                (Box::new(GuestMemory::reopen(memory)?), Box::new(Ports::new(events)?))
+            }
+        })
     }
 
     /// Whether an I/O may go straight to a guest's pages: never in a PV domain, which would lose those grants for

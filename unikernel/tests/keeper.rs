@@ -44,7 +44,8 @@ fn run_keeper(behaviour: &str) -> ! {
         ..Limits::default()
     };
     let args = vec!["supervisor".into(), behaviour.into()];
-    let ended = keeper::run(&Spec { program: "/proc/self/exe".into(), args, limits }).expect("keeper");
+    let ended =
+        keeper::run(&Spec { program: "/proc/self/exe".into(), args, environment: Vec::new(), limits }).expect("keeper");
     println!("ended {ended:?}");
     exit(ended.code)
 }

@@ -28,7 +28,9 @@ impl BlkQueue {
         if state.status != BLKIF_RSP_OKAY {
             self.count(Counter::Errors, 1);
         }
-        self.parts.meter.record(now.duration_since(state.taken).as_nanos() as u64);
+        let nanoseconds = now.duration_since(state.taken).as_nanos() as u64;
+        self.parts.meter.record(nanoseconds);
+        self.count(Counter::Nanoseconds, nanoseconds);
     }
 
     /// The kernel failed something.

@@ -48,7 +48,10 @@ impl GuestMemory {
         let frames =
             u32::try_from(bytes.div_ceil(PAGE_SIZE as u64)).ok().filter(|frames| (2..=1 << 28).contains(frames));
         let frames = frames.ok_or(io::ErrorKind::InvalidInput)?;
-        let fd = frames::create(frames)?;
+        GuestMemory::over(frames::create(frames)?, frames)
+    }
+
+    fn over(fd: OwnedFd, frames: u32) -> io::Result<GuestMemory> {
         let whole = frames::map_first(&fd, frames, true)?.pages();
         let reserved = table_frames(frames) as usize;
         let table = whole.slice(0, reserved * PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
@@ -66,6 +69,33 @@ impl GuestMemory {
             refusals: 0,
         };
         Ok(GuestMemory { fd: Arc::new(fd), whole, state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// Takes a memory over from a process that had it before: everything is free but what a peer still has mapped.
+    ///
+    /// # Errors
+    /// What the kernel says, `InvalidInput` for something else than a memory.
+    pub fn reopen(fd: OwnedFd) -> io::Result<GuestMemory> {
+        let size = rustix::fs::fstat(&fd)?.st_size;
+        let frames = u32::try_from(size / PAGE_SIZE as i64).ok().filter(|frames| (2..=1 << 28).contains(frames));
+        let frames = frames.ok_or(io::ErrorKind::InvalidInput)?;
+        let memory = GuestMemory::over(fd, frames)?;
+        let mut state = memory.state();
+        for gref in (GNTTAB_NR_RESERVED_ENTRIES..state.table.entries()).rev().map(GrantRef) {
+            match state.table.withdraw(gref) {
+                Some(_) => state.returned.push(gref.0),
+                None => {
+                    // Neither the reference nor the page is ever used again.
+                    let frame = state.table.frame(gref).map_or(0, |frame| frame as usize);
+                    if !std::mem::replace(&mut state.used[frame], true) {
+                        state.free -= 1;
+                    }
+                }
+            }
+        }
+        state.fresh = state.table.entries();
+        drop(state);
+        Ok(memory)
     }
 
     /// The memfd, to be shown to the host.

@@ -120,6 +120,9 @@ enum Token {
     Connection(Owner),
 }
 
+/// The token of `DIR/host`.
+const HOST: u64 = u64::MAX - 1;
+
 impl Token {
     /// Connections are numbered from here on.
     const FIRST_OWNER: Owner = 1 << 32;
@@ -127,7 +130,7 @@ impl Token {
     fn data(self) -> EventData {
         EventData::new_u64(match self {
             Token::Stop => u64::MAX,
-            Token::Host => 0,
+            Token::Host => HOST,
             Token::Domain(domid) => domid.0.into(),
             Token::Connection(owner) => owner,
         })
@@ -136,7 +139,7 @@ impl Token {
     fn parse(data: EventData) -> Token {
         match data.u64() {
             u64::MAX => Token::Stop,
-            0 => Token::Host,
+            HOST => Token::Host,
             owner if owner >= Token::FIRST_OWNER => Token::Connection(owner),
             domid => Token::Domain(DomId(domid as u16)),
         }
@@ -166,7 +169,7 @@ impl<L: Lifecycle> Host<L> {
         epoll::add(&epoll, &stop, Token::Stop.data(), EventFlags::IN)?;
         let listener = listen(&host_path(dir))?;
         epoll::add(&epoll, &listener, Token::Host.data(), EventFlags::IN)?;
-        Ok(Host {
+        let mut host = Host {
             dir: dir.to_owned(),
             _lock: lock,
             lifecycle,
@@ -179,7 +182,12 @@ impl<L: Lifecycle> Host<L> {
             next: Token::FIRST_OWNER,
             registry: Registry::default(),
             complaints: Complaints::default(),
-        })
+        };
+        // dom0: always there, and its user makes nothing for it. It has no memory to show, but may map and bind.
+        host.registry.introduce_dom0();
+        let listener = host.listen_for(DomId(0))?;
+        host.domains.insert(DomId(0), Served { name: "Domain-0".into(), listener, connections: 0 });
+        Ok(host)
     }
 
     /// A way to end [`Host::run`].
@@ -405,7 +413,8 @@ impl<L: Lifecycle> Host<L> {
                 self.hang_up(owner, connection);
             }
         }
-        if let Some(name) = self.domains.get(&domid).map(|served| served.name.clone()) {
+        let guest = self.domains.get(&domid).filter(|_| domid != DomId(0));
+        if let Some(name) = guest.map(|served| served.name.clone()) {
             self.lifecycle.released(domid, &name);
             tracing::info!(%domid, name, "domain released");
         }

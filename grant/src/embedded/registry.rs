@@ -130,7 +130,7 @@ impl Registry {
             return Err(errno(libc::EEXIST));
         }
         let next = self.last + 1;
-        if self.domains.len() >= MAX_DOMAINS || next >= FIRST_RESERVED {
+        if self.domains.len() > MAX_DOMAINS || next >= FIRST_RESERVED {
             return Err(errno(libc::ENOSPC));
         }
         self.last = next;
@@ -138,6 +138,13 @@ impl Registry {
         let domain = DomainState { name, alive: true, memory, pins: BTreeMap::new(), mapped: 0, ports: Vec::new() };
         self.domains.insert(DomId(next), domain);
         Ok(DomId(next))
+    }
+
+    /// dom0, which is there before anybody else.
+    pub fn introduce_dom0(&mut self) {
+        let (name, ports) = ("Domain-0".to_owned(), Vec::new());
+        let domain = DomainState { name, alive: true, memory: None, pins: BTreeMap::new(), mapped: 0, ports };
+        self.domains.insert(DomId(0), domain);
     }
 
     /// Ends a domain: its ports close, its pages stay with whoever has them mapped.

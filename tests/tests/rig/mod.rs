@@ -273,9 +273,15 @@ impl Rig {
     /// Starts a service VM with the configuration it had before.
     #[track_caller]
     pub fn serve_again(&mut self, name: &str) -> &Daemon {
+        self.serve_with(name, &[])
+    }
+
+    /// The same with more arguments.
+    #[track_caller]
+    pub fn serve_with(&mut self, name: &str, more: &[&str]) -> &Daemon {
         let config = self.path(&format!("{name}.toml"));
-        let daemon =
-            Daemon::start(self.command("serve").arg("--config").arg(config), self.path(&format!("{name}.log")));
+        let mut serve = self.command("serve");
+        let daemon = Daemon::start(serve.arg("--config").arg(config).args(more), self.path(&format!("{name}.log")));
         self.daemons.push((name.to_owned(), daemon));
         self.daemon(name)
     }

@@ -1,6 +1,7 @@
 //! The hidden subcommands: `supervisor`, which a keeper starts, and `worker`, which a supervisor starts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use grant::DomId;
@@ -8,6 +9,7 @@ use grant::DomId;
 use super::{FAILED, Failure, MISSING, Outcome, WorldArgs};
 use crate::config::Config;
 use crate::keeper::Keeper;
+use crate::metrics::serve::Listen;
 use crate::supervisor::SupervisorError;
 use crate::{supervisor, worker};
 
@@ -21,6 +23,12 @@ pub struct SupervisorArgs {
     /// Our own domain, in the embedded world
     #[arg(long)]
     domid: Option<u16>,
+    /// Seconds that guests are still served once the end was asked for
+    #[arg(long, default_value_t = 0)]
+    linger: u64,
+    /// Where `windsor metrics serve` is to listen
+    #[arg(long)]
+    metrics: Option<Listen>,
 }
 
 /// Serves until SIGTERM.
@@ -32,7 +40,12 @@ pub fn run_supervisor(args: &SupervisorArgs) -> Outcome {
     let keeper = Keeper::from_stdin().map_err(|error| Failure::new(FAILED, error))?;
     let config = Config::load(&args.config)?;
     let world = args.world.world()?;
-    supervisor::run(world, args.domid.map(DomId), config, keeper).map_err(|error| {
+    let options = supervisor::Options {
+        own: args.domid.map(DomId),
+        metrics: args.metrics.clone(),
+        linger: Duration::from_secs(args.linger),
+    };
+    supervisor::run(world, options, config, keeper).map_err(|error| {
         let code = match &error {
             SupervisorError::NoStore(_) | SupervisorError::Unusable(_) => MISSING,
             SupervisorError::Store(_) | SupervisorError::System(_) => FAILED,

@@ -7,10 +7,14 @@ pub mod detach;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod logs;
+pub mod metrics;
 pub mod resume;
 pub mod serve;
 pub mod status;
+pub mod top;
 pub mod vm;
+pub mod volume;
 pub mod xenstore;
 
 use std::path::PathBuf;
@@ -85,6 +89,18 @@ impl From<crate::toolstack::Refusal> for Failure {
     }
 }
 
+impl From<crate::channel::client::ChannelError> for Failure {
+    fn from(error: crate::channel::client::ChannelError) -> Failure {
+        Failure::new(error.exit_code(), error)
+    }
+}
+
+impl From<crate::source::Refusal> for Failure {
+    fn from(error: crate::source::Refusal) -> Failure {
+        Failure::new(error.exit_code(), error)
+    }
+}
+
 impl From<crate::image::manifest::Damage> for Failure {
     fn from(error: crate::image::manifest::Damage) -> Failure {
         use crate::image::manifest::Damage;
@@ -129,16 +145,34 @@ fn from_environment() -> Option<PathBuf> {
     std::env::var_os(DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
-/// Sends the log to stderr, one line an event; `WINDSOR_LOG` (as in `debug` or `blkback=trace`) says how much.
-pub fn log(default: &str) {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("WINDSOR_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    // A second call, in a test, changes nothing.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .with_ansi(false)
-        .try_init();
+pub use crate::log::start as log;
+
+/// An answer that is a refusal, or none to what was asked.
+fn unexpected(answer: crate::channel::wire::Answer) -> Failure {
+    match answer {
+        crate::channel::wire::Answer::Refused { code, why } => Failure::new(code, why),
+        _ => Failure::new(FAILED, "the service VM answers something else than it was asked"),
+    }
+}
+
+/// Prints a value for programs.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+fn print_json(value: &impl serde::Serialize) -> Outcome {
+    let text = serde_json::to_string(value).map_err(|error| Failure::new(FAILED, error))?;
+    print(&format!("{text}\n"))
+}
+
+/// Prints a text at once; whoever reads it may have gone, and that is the end of a command without a word.
+///
+/// # Errors
+/// When it cannot be written.
+fn print(text: &str) -> Outcome {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.map_err(|error| Failure::new(FAILED, format!("stdout: {error}"))),
+    }
 }

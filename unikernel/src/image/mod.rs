@@ -42,7 +42,7 @@ pub const MODULES_PATH: &str = "/etc/modules";
 pub const MODULES_DIR: &str = "/lib/modules";
 
 /// What every service VM loads where the kernel has it as a module, and whether it can do without.
-const MODULES: [(&str, bool); 6] = [
+const MODULES: [(&str, bool); 7] = [
     ("xen_evtchn", true),
     ("xen_gntdev", true),
     ("xen_gntalloc", true),
@@ -51,6 +51,8 @@ const MODULES: [(&str, bool); 6] = [
     // Without these there are no NVMe volumes and no networks, but files and PV disks still work.
     ("nvme", false),
     ("tun", false),
+    // Has Xen end the VM when PID 1 hangs.
+    ("xen_wdt", false),
 ];
 
 /// Why no image was built.

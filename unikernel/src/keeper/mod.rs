@@ -19,6 +19,7 @@ pub mod wire;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -65,6 +66,9 @@ impl Default for Limits {
     }
 }
 
+/// How often a watchdog is kept quiet: the shortest patience of those there are is a minute.
+const WATCHDOG: Duration = Duration::from_secs(10);
+
 /// What the keeper runs.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -72,6 +76,8 @@ pub struct Spec {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// What its environment has besides ours.
+    pub environment: Vec<(OsString, OsString)>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -80,7 +86,7 @@ impl Spec {
     /// This very program as `windsor supervisor ARGS...`.
     pub fn supervisor(args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         let args = std::iter::once("supervisor".into()).chain(args.into_iter().map(Into::into)).collect();
-        Self { program: "/proc/self/exe".into(), args, limits: Limits::default() }
+        Self { program: "/proc/self/exe".into(), args, environment: Vec::new(), limits: Limits::default() }
     }
 }
 
@@ -100,6 +106,15 @@ pub struct Ended {
 /// # Errors
 /// When signals cannot be received, or the supervisor cannot be started the first time.
 pub fn run(spec: &Spec) -> io::Result<Ended> {
+    run_with(spec, Vec::new(), None)
+}
+
+/// [`run`] with descriptors that even the first supervisor finds kept, and a watchdog that bites unless this process
+/// goes on living.
+///
+/// # Errors
+/// As there.
+pub fn run_with(spec: &Spec, kept: Vec<(&str, OwnedFd)>, watchdog: Option<File>) -> io::Result<Ended> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
         mask.add(signal);
@@ -108,7 +123,7 @@ pub fn run(spec: &Spec) -> io::Result<Ended> {
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     // Workers whose supervisor died become children of this process, and are reaped here.
     nix::sys::prctl::set_child_subreaper(true)?;
-    Watch { spec, signals, store: Store::default(), stop: None, alone: false }.run()
+    Watch { spec, signals, store: Store::of(kept), stop: None, alone: false, watchdog }.run()
 }
 
 /// A request to stop.
@@ -125,6 +140,7 @@ struct Watch<'a> {
     stop: Option<Stop>,
     /// Whether the last look found no children at all.
     alone: bool,
+    watchdog: Option<File>,
 }
 
 impl Watch<'_> {
@@ -173,9 +189,14 @@ impl Watch<'_> {
     /// Starts a supervisor: its process and our end of its socket.
     fn start(&self) -> io::Result<(Pid, OwnedFd)> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child = Command::new(&self.spec.program).args(&self.spec.args).stdin(Stdio::from(theirs)).spawn().map_err(
-            |error| io::Error::new(error.kind(), format!("cannot run {}: {error}", self.spec.program.display())),
-        )?;
+        let child = Command::new(&self.spec.program)
+            .args(&self.spec.args)
+            .envs(self.spec.environment.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::from(theirs))
+            .spawn()
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot run {}: {error}", self.spec.program.display()))
+            })?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         Ok((Pid::from_raw(pid), ours))
     }
@@ -252,7 +273,16 @@ impl Watch<'_> {
     }
 
     /// Waits for a signal, a message or the deadline.
-    fn sleep(&self, socket: Option<&OwnedFd>, deadline: Option<Instant>) -> io::Result<()> {
+    fn sleep(&mut self, socket: Option<&OwnedFd>, deadline: Option<Instant>) -> io::Result<()> {
+        let deadline = match &mut self.watchdog {
+            Some(watchdog) => {
+                // One that does not take it bites, which is what it is for.
+                let _ = watchdog.write_all(b"k");
+                let next = Instant::now() + WATCHDOG;
+                Some(deadline.map_or(next, |deadline| deadline.min(next)))
+            }
+            None => deadline,
+        };
         let timeout = deadline
             .map(|deadline| Timespec::try_from(deadline.saturating_duration_since(Instant::now())))
             .transpose()
@@ -300,6 +330,10 @@ impl Watch<'_> {
             }
             self.sleep(None, Some(deadline))?;
         }
+        if let Some(watchdog) = &mut self.watchdog {
+            // The last word that lets it rest (linux/watchdog.rst): turning off may take a while.
+            let _ = watchdog.write_all(b"V");
+        }
         Ok(Ended { code, signal: self.stop.map(|stop| stop.signal) })
     }
 }
@@ -311,7 +345,7 @@ fn children() -> Vec<i32> {
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// A line on standard error. Not `eprintln!`: a terminal that went away must not end the keeper.
+/// What the keeper says is always worth a look.
 fn log(text: &str) {
-    let _ = writeln!(io::stderr(), "windsor: {text}");
+    crate::log::line(4, text);
 }

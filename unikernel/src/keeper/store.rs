@@ -19,6 +19,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// One that has something from the start.
+    pub fn of(kept: Vec<(&str, OwnedFd)>) -> Store {
+        Store { kept: kept.into_iter().map(|(key, fd)| (key.to_owned(), vec![fd])).collect() }
+    }
+
     /// Answers what waits in `socket`, at most `limit` requests. `false` when the other side has closed.
     ///
     /// # Errors

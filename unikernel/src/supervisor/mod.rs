@@ -6,10 +6,13 @@
 //! supervisor maps no grant and touches no ring.
 
 mod budget;
+mod changes;
+mod channel;
 pub mod device;
 mod events;
 pub mod grow;
 pub mod guest;
+mod linger;
 mod medium;
 pub mod nodes;
 pub mod process;
@@ -38,13 +41,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xenstore::xenbus::backend::Service;
 use xenstore::{Client, Store};
 
+use crate::channel::server::Server;
 use crate::config::{Config, DataPath};
 use crate::keeper::Keeper;
+use crate::metrics::serve::Listen;
 use crate::publish::{self, DeviceNode};
+use crate::settings::Settings;
 use crate::store::{self, NoStore, Nodes};
 use crate::world::World;
+use changes::Changes;
 use device::{Device, WorkerId};
 use guest::Guest;
+use linger::Linger;
 use nodes::Name;
 use vifs::Vifs;
 use voice::Voice;
@@ -72,11 +80,22 @@ pub enum SupervisorError {
     Unusable(String),
 }
 
+/// What a supervisor is told by whoever starts it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Our own domain, in the embedded world.
+    pub own: Option<DomId>,
+    /// Where Prometheus finds the numbers; nowhere, inside of a service VM.
+    pub metrics: Option<Listen>,
+    /// How long guests are served once the end was asked for, if nothing else says so.
+    pub linger: Duration,
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the store is gone, or nothing can be served.
-pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> Result<(), SupervisorError> {
+pub fn run(world: World, options: Options, config: Config, keeper: Keeper) -> Result<(), SupervisorError> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
         mask.add(signal);
@@ -85,9 +104,10 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
     let signals =
         SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(io::Error::from)?;
 
-    let mut client = store::domain(&world, own)?.survive(returned::patience(&world));
+    let mut client = store::domain(&world, options.own)?.survive(returned::patience(&world));
     let domid = client.text("domid")?.and_then(|text| text.parse().ok());
     let domid = domid.ok_or_else(|| SupervisorError::Unusable("the store does not say which domain this is".into()))?;
+    let linger = settings(&world, options.linger, &config, &mut client)?;
     let zero_copy = match (config.backend.data_path, world.allows_zero_copy()) {
         (DataPath::Arena, _) => false,
         (DataPath::Auto, allowed) => allowed,
@@ -113,16 +133,46 @@ pub fn run(world: World, own: Option<DomId>, config: Config, keeper: Keeper) -> 
         next_worker: 0,
         retired: Vec::new(),
         sizes: HashMap::new(),
+        searched: None,
+        changes: Changes::default(),
+        channel: None,
         pages: Vec::new(),
         overflow: BTreeMap::new(),
         vifs: Vifs::default(),
         voices: HashMap::new(),
         looked: Instant::now(),
         visited: None,
+        linger: Linger::new(linger),
+        crashes: HashMap::new(),
         stopping: None,
     };
     supervisor.start()?;
+    let _metrics = options.metrics.map(|listen| supervisor.serve_metrics(&listen)).transpose()?;
     supervisor.serve()
+}
+
+/// What counts of all that an operator may have said, in effect from now on; how long guests are served at the end.
+fn settings(world: &World, linger: Duration, config: &Config, store: &mut Client) -> Result<Duration, SupervisorError> {
+    if *world != World::Xen {
+        // Its command line says it.
+        return Ok(linger);
+    }
+    let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    let mut lookup = |key: &str| match store.text(&format!("vm-data/windsor/{key}")) {
+        Ok(value) => value,
+        Err(error) => {
+            tracing::warn!(key, %error, "a setting in xenstore cannot be read");
+            None
+        }
+    };
+    let (settings, wrong) = Settings::gather(linger, &config.vm, &command_line, &mut lookup);
+    for line in wrong {
+        tracing::warn!("{line}");
+    }
+    if let Some(words) = &settings.log {
+        crate::log::change(words).map_err(SupervisorError::Unusable)?;
+    }
+    Ok(settings.linger)
 }
 
 struct Supervisor {
@@ -145,6 +195,12 @@ struct Supervisor {
     retired: Vec<Retired>,
     /// Bytes of each volume, or why it cannot be used.
     sizes: HashMap<String, (u64, String)>,
+    /// When we looked last for volumes that we did not know.
+    searched: Option<Instant>,
+    /// What is being done to volumes.
+    changes: Changes,
+    /// Where dom0 asks; none where the kernel has no gntalloc.
+    channel: Option<Server>,
     /// The nodes of all volumes, as written last.
     pages: Vec<String>,
     /// What is published of devices that have no node.
@@ -157,12 +213,17 @@ struct Supervisor {
     looked: Instant,
     /// The guest that was visited last.
     visited: Option<u16>,
+    /// Between being asked to end and ending.
+    linger: Linger,
+    /// How often the workers of a guest have died lately, and when the last did.
+    crashes: HashMap<u16, (u32, Instant)>,
     /// Since when we are ending.
     stopping: Option<Instant>,
 }
 
 impl Supervisor {
     fn start(&mut self) -> Result<(), SupervisorError> {
+        self.keep_log()?;
         let taken_over = self.take_over()?;
         if !taken_over {
             self.store.rm(publish::ROOT)?;
@@ -172,6 +233,7 @@ impl Supervisor {
         self.check_volumes()?;
         self.tend_bridges(Instant::now());
         self.check_networks()?;
+        self.open_channel(Instant::now())?;
         self.listen()?;
         self.walk()?;
         self.store.write(&format!("{}/ready", publish::ROOT), b"1")?;
@@ -191,6 +253,9 @@ impl Supervisor {
             self.tend_workers(now);
             self.tend_switches(now);
             self.wake(now);
+            self.tend_changes()?;
+            self.tend_channel(now)?;
+            self.tend_linger(now)?;
             self.look_around(now)?;
             // Devices on their way out first: their volumes may be what others wait for.
             let (leaving, others): (Vec<Name>, Vec<Name>) = std::mem::take(&mut self.dirty)
@@ -244,6 +309,7 @@ impl Supervisor {
         for name in self.vifs.in_use() {
             tracing::error!(device = %name, "its worker has not let go; left behind");
         }
+        self.flush_volumes();
         self.store.write(&format!("{}/ready", publish::ROOT), b"0")?;
         tracing::info!(vm = self.config.vm.name, "stopped");
         Ok(())
@@ -259,8 +325,10 @@ impl Supervisor {
         let mut timers: Vec<Instant> = self.devices.values().filter_map(|device| device.timer).collect();
         timers.extend(self.workers.values().filter_map(|guest| guest.worker.deadline()));
         timers.extend(self.vifs.timers());
+        timers.extend(self.channel.as_ref().and_then(Server::timer));
         let any = !self.devices.is_empty() || self.vifs.len() > 0;
         timers.extend(any.then(|| self.looked + ROUND));
+        timers.extend(self.linger.timer());
         timers.extend(self.stopping.map(|since| since + STOP_PATIENCE));
         timers.extend(self.retired.first().map(|_| Instant::now() + Duration::from_secs(1)));
         let timeout = timers.into_iter().min().map(|at| at.saturating_duration_since(Instant::now()));
@@ -282,6 +350,8 @@ impl Supervisor {
                 // A running worker speaks; a dead one's fences hang up.
                 fds.extend(guest.worker.fds().into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
+            fds.extend(self.channel.iter().map(|channel| PollFd::from_borrowed_fd(channel.fd(), PollFlags::IN)));
+            fds.extend(self.changes.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             fds.extend(self.vifs.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) => {}
@@ -308,7 +378,7 @@ impl Supervisor {
         while let Some(info) = self.signals.read_signal().map_err(io::Error::from)? {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             if matches!(signal, Some(Signal::SIGTERM | Signal::SIGINT)) {
-                self.stop();
+                self.asked_to_end(Instant::now());
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What workers tell, and what their deaths mean for the devices they served.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blkback::device::Report;
 use xenstore::xenbus::backend::Service;
@@ -10,6 +10,9 @@ use super::device::WorkerId;
 use super::guest::Guest;
 use super::nodes::{self, Name};
 use super::worker::Life;
+
+/// After so long a death of a worker counts no more.
+const CRASHES_COUNT: Duration = Duration::from_secs(60);
 
 impl Supervisor {
     /// Reads what workers report, and notices deaths and fences.
@@ -96,6 +99,24 @@ impl Supervisor {
         self.dirty.insert(name);
     }
 
+    /// A worker of this guest has died; not when we have killed it, or are ending.
+    fn crashed(&mut self, guest: u16, now: Instant) {
+        self.crashes.retain(|_, (_, last)| now.duration_since(*last) < CRASHES_COUNT);
+        let (count, last) = self.crashes.entry(guest).or_insert((0, now));
+        (*count, *last) = (*count + 1, now);
+    }
+
+    /// Until when this guest gets no new worker: the first death is nobody's habit, after the next ones it waits 1, 2, 4
+    /// and at most 8 s, which a toolstack has.
+    pub(super) fn rest(&self, guest: u16) -> Option<Instant> {
+        let (count, last) = self.crashes.get(&guest)?;
+        let seconds = match count {
+            0 | 1 => return None,
+            more => 1u64 << (more - 2).min(3),
+        };
+        Some(*last + Duration::from_secs(seconds))
+    }
+
     fn blame(&mut self, name: Name, why: &str) {
         if let Err(error) = nodes::blame(&mut self.store, name, why) {
             // A store that is gone is found out by whoever reads from it next.
@@ -105,6 +126,7 @@ impl Supervisor {
 
     fn worker_changed(&mut self, id: WorkerId, guest: u16, life: Life, reason: &str) {
         if matches!(life, Life::Dead { .. }) && self.current.get(&guest) == Some(&id) {
+            self.crashed(guest, Instant::now());
             self.current.remove(&guest);
         }
         let served: Vec<Name> =

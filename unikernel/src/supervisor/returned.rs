@@ -38,6 +38,7 @@ impl Supervisor {
             // dom0's daemon has forgotten everything.
             self.store.write(&node, self.config.vm.name.as_bytes())?;
             self.pages.clear();
+            self.announce_channel()?;
             self.make_room()?;
             self.publish_volumes()?;
             self.vifs.start_over();

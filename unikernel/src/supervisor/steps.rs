@@ -43,6 +43,7 @@ impl Supervisor {
                 return Ok(());
             }
             let stopping = self.stopping.is_some();
+            let rest = self.rest(name.guest);
             let Some(device) = self.devices.get_mut(&name) else { return Ok(()) };
             if device.state == XenbusState::Closed && seen.frontend != XenbusState::Initialising {
                 // A frontend that comes back gets another chance; the reason stays until it does.
@@ -62,6 +63,10 @@ impl Supervisor {
             if let (Step::Prepare | Step::Offer, Some(at)) = (step, device.retry)
                 && now < at
             {
+                device.timer = Some(at);
+                return Ok(());
+            }
+            if let (Step::Prepare, Some(at)) = (step, rest.filter(|at| now < *at)) {
                 device.timer = Some(at);
                 return Ok(());
             }

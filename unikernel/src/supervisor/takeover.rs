@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | `worker-ID-GUEST-PID` | control socket, process, read ends of the fences |
 //! | `ready` | none: a supervisor has served before |
+//! | `memory` | in the embedded world: the domain's memory; there from the start |
+//! | `log` | the last lines of the log |
 //! | `disk-GUEST-DEVID` | the record (JSON in a memfd), then volume and meter where there are some, then journals |
 //!
 //! A record is renewed whenever it has changed, before anybody else can see a consequence. So whoever takes over knows
@@ -30,6 +32,11 @@ use xenstore::xenbus::backend::Service;
 
 /// Key that says that a supervisor has served before.
 const READY: &str = "ready";
+
+/// Key of the memory that an embedded domain grants pages of.
+pub const MEMORY: &str = "memory";
+/// Key of the lines of the log.
+pub const LOG: &str = "log";
 
 /// What is remembered of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,7 +154,8 @@ impl Supervisor {
 
     /// Takes over what a supervisor before us had; false when there was none.
     pub(super) fn take_over(&mut self) -> Result<bool, SupervisorError> {
-        let kept = self.keeper.list()?;
+        let mut kept = self.keeper.list()?;
+        kept.retain(|(key, _)| key != MEMORY && key != LOG);
         if kept.is_empty() {
             return Ok(false);
         }

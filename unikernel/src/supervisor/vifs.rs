@@ -65,6 +65,14 @@ impl Vifs {
         self.vifs.len()
     }
 
+    /// Every card that is served, with its network and its counters.
+    pub fn meters(&self) -> impl Iterator<Item = (VifName, &str, &grant::meter::Meter)> {
+        self.vifs.iter().filter_map(|(name, vif)| {
+            let (_, meter) = vif.meter.as_ref()?;
+            Some((*name, vif.network.as_deref().unwrap_or_default(), meter))
+        })
+    }
+
     /// A card is to be looked at.
     pub fn touch(&mut self, name: VifName) {
         self.dirty.insert(name);

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::medium::Medium;
 use crate::config::Volume;
+use crate::source::partitions;
 
 /// Largest sectors of a medium under 512-byte sectors of a guest, bytes: 4Kn.
 const MAX_UNIT: u32 = 4096;
@@ -92,14 +93,17 @@ pub fn open(volume: &Volume, read_only: bool) -> Result<Opened, VolumeError> {
         fault: volume.fault,
         ..DiskParams::plain(sectors)
     };
-    let path = match (volume.kind, &volume.path) {
+    let named = match (volume.kind, &volume.path) {
         (DiskKind::Raw, Some(path)) => path,
         _ => {
             return Ok(Opened { fd: None, disk: disk(volume.size / 512) });
         }
     };
-    let unusable = |why: String| VolumeError::Unusable(format!("volume {name}: {}: {why}", path.display()));
-    let busy = |why: String| VolumeError::Busy(format!("volume {name}: {}: {why}", path.display()));
+    let unusable = |why: String| VolumeError::Unusable(format!("volume {name}: {}: {why}", named.display()));
+    let busy = |why: String| VolumeError::Busy(format!("volume {name}: {}: {why}", named.display()));
+    let partition = volume.label.as_ref().map(|label| partitions::node(named, label)).transpose();
+    let partition = partition.map_err(|refusal| unusable(refusal.to_string()))?;
+    let path = partition.as_ref().unwrap_or(named);
 
     // Without O_NONBLOCK a FIFO put there by mistake would hang the supervisor.
     let metadata = std::fs::metadata(path).map_err(|error| unusable(error.to_string()))?;
@@ -202,6 +206,8 @@ mod tests {
         Volume {
             name: "db".into(),
             path: Some(path.to_owned()),
+            label: None,
+            source: None,
             read_only: false,
             direct: false,
             kind: DiskKind::Raw,

@@ -102,7 +102,7 @@ fn service(store: &mut Client, wanted: &Wanted<'_>) -> Result<Domain, Refusal> {
         return Err(Refusal::NotFound(format!(
             "{} has no volume named \"{}\" (it has: {})",
             service.name,
-            wanted.volume,
+            wanted.volume.escape_debug(),
             or_none(&names)
         )));
     }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use xenstore::xenbus::XenbusState;
 use xenstore::{Client, Error, Store};
 
-use super::Paths;
 use super::domain::{self, Domain};
+use super::{Paths, Refusal};
 use crate::device::Device;
 use crate::publish::{self, DeviceNode, VifNode};
 use crate::store::Nodes;
@@ -212,6 +212,59 @@ pub fn status(store: &mut Client) -> Result<Status, Error> {
     let vms =
         vms.into_iter().map(|(domain, _, ready)| vm(store, domain, &domains, ready)).collect::<Result<_, Error>>()?;
     Ok(Status { vms })
+}
+
+/// [`status`] without asking anybody to refresh anything.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn states(store: &mut Client) -> Result<Status, Error> {
+    let domains = domain::all(store)?;
+    let mut vms = Vec::new();
+    for domain in &domains {
+        let ready = store.text(&format!("/local/domain/{}/{}/ready", domain.domid, publish::ROOT))?;
+        if let Some(ready) = ready {
+            vms.push(vm(store, domain, &domains, ready == "1")?);
+        }
+    }
+    Ok(Status { vms })
+}
+
+/// Every service VM.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn services(store: &mut Client) -> Result<Vec<Domain>, Refusal> {
+    let mut vms = domain::all(store)?;
+    let mut error = None;
+    vms.retain(|vm| match store.text(&format!("/local/domain/{}/{}/ready", vm.domid, publish::ROOT)) {
+        Ok(ready) => ready.is_some(),
+        Err(failure) => {
+            error = Some(failure);
+            false
+        }
+    });
+    error.map_or(Ok(vms), |error| Err(error.into()))
+}
+
+/// The service VM of this name or number; without one, the only one there is.
+///
+/// # Errors
+/// When there is none, or several to choose from.
+pub fn service(store: &mut Client, name: Option<&str>) -> Result<Domain, Refusal> {
+    let vms = services(store)?;
+    let names: Vec<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
+    let there = domain::or_none(&names);
+    match (name, vms.as_slice()) {
+        (Some(name), vms) => {
+            let found = vms.iter().find(|vm| vm.name == name);
+            let found = found.or_else(|| vms.iter().find(|vm| vm.domid.to_string() == name));
+            found.cloned().ok_or_else(|| Refusal::NotFound(format!("no service VM named {name:?} (there is: {there})")))
+        }
+        (None, [one]) => Ok(one.clone()),
+        (None, []) => Err(Refusal::NotFound("there is no service VM".into())),
+        (None, _) => Err(Refusal::NotFound(format!("there are several service VMs ({there}): name one"))),
+    }
 }
 
 fn sample(store: &mut Client, vms: &[(&Domain, String, bool)]) -> Result<(), Error> {

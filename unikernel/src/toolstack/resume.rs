@@ -38,8 +38,9 @@ pub fn run(store: &mut Client, target: &Target<'_>) -> Result<Vec<String>, Refus
             if !volumes.contains_key(*volume) {
                 let names: Vec<&str> = volumes.keys().map(String::as_str).collect();
                 return Err(Refusal::NotFound(format!(
-                    "{} has no volume named \"{volume}\" (it has: {})",
+                    "{} has no volume named \"{}\" (it has: {})",
                     service.name,
+                    volume.escape_debug(),
                     domain::or_none(&names)
                 )));
             }
