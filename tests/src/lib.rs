@@ -1,6 +1,7 @@
 //! What the tests that need two sides share.
 #![forbid(unsafe_code)]
 
+pub mod flow;
 pub mod headers;
 pub mod network;
 pub mod skip;
