@@ -5,4 +5,5 @@ pub mod flow;
 pub mod headers;
 pub mod network;
 pub mod skip;
+pub mod table;
 pub mod world;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use frontend::hostile::CardQueue;
 use frontend::netfront::{Control, Options, Queue, Received, RingKeys};
 use grant::embedded::{self, Domain, ForeignExchange, GuestMemory};
+use grant::exchange::Exchange;
 use grant::meter::Meter;
 use grant::{Access, DomId, Granted};
 use netback::config::{Allow, Connect, ControlKeys, Features, Negotiated, QueueKeys, Rate, VifName, VifParams};
@@ -142,9 +143,14 @@ impl Network {
 
     /// The same with an uplink.
     pub fn with_uplink(uplink: Option<OwnedFd>) -> Network {
+        Network::over(uplink, Box::<ForeignExchange>::default())
+    }
+
+    /// The same with another way to the guests' pages.
+    pub fn over(uplink: Option<OwnedFd>, exchange: Box<dyn Exchange>) -> Network {
         let world = World::new();
         let (fence, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let parts = ThreadParts { fence: write_end, exchange: Box::<ForeignExchange>::default() };
+        let parts = ThreadParts { fence: write_end, exchange };
         // Which thread it is can be seen while nobody else starts one.
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,129 +1,16 @@
 //! The control plane of network cards, through the real binary: attach and detach, what is refused and how it is said,
 //! what may change while a card is served, and who survives whose death.
 
+#[path = "rig/card.rs"]
+mod card;
 mod rig;
 
-use std::time::Duration;
-
-use frontend::netfront::{Frame, Options, Queue, Received};
-use grant::embedded::{self, Domain, GuestMemory, Ports};
+use card::{A, B, Guest, LAN, backend, cards, passes, phase, read, wait_for};
+use grant::embedded;
 use grant::{DomId, tap};
-use netback::packet::Mac;
 use rig::{Rig, children, eventually, signal_to};
 use rustix::process::Signal;
-use serde_json::Value;
-use xenstore::{Client, Store};
-
-const LAN: &str = "[[network]]\nname = \"lan\"\n";
-
-/// A domain whose side of the store is written by hand.
-struct Guest {
-    domain: Domain,
-    memory: GuestMemory,
-    store: Client,
-    dir: std::path::PathBuf,
-}
-
-impl Guest {
-    fn new(rig: &Rig, name: &str) -> Guest {
-        let memory = GuestMemory::new(16 << 20).unwrap();
-        let domain = embedded::register(&rig.dir(), name, Some(&memory)).unwrap();
-        let store = rig.store_of(domain.domid.0);
-        Guest { domain, memory, store, dir: rig.dir() }
-    }
-
-    fn domid(&self) -> u16 {
-        self.domain.domid.0
-    }
-
-    fn write(&mut self, key: &str, value: &str) {
-        self.store.write(&format!("device/vif/0/{key}"), value.as_bytes()).unwrap();
-    }
-
-    /// A queue for its card, and the keys that go with it; the state is the caller's to write.
-    fn queue(&mut self, service: u16) -> Queue {
-        let ports = Ports::new(embedded::connect(&self.dir, self.domain.domid).unwrap()).unwrap();
-        let options = Options::default();
-        let queue = Queue::new(Box::new(self.memory.clone()), Box::new(ports), DomId(service), &options).unwrap();
-        let keys = queue.keys();
-        let rx = keys.rx_port.unwrap();
-        for (key, value) in [
-            ("tx-ring-ref", keys.tx_ring_ref),
-            ("rx-ring-ref", keys.rx_ring_ref),
-            ("event-channel-tx", keys.tx_port),
-            ("event-channel-rx", rx),
-            ("request-rx-copy", 1),
-            ("feature-rx-notify", 1),
-            ("feature-sg", 1),
-            ("feature-gso-tcpv4", 1),
-        ] {
-            self.write(key, &value.to_string());
-        }
-        queue
-    }
-
-    /// Its card connects.
-    fn connect(&mut self, rig: &Rig, service: u16) -> Queue {
-        let queue = self.queue(service);
-        self.write("state", "4");
-        wait_for(rig, &backend(service, self.domid(), "state"), "4");
-        queue
-    }
-}
-
-fn backend(service: u16, guest: u16, key: &str) -> String {
-    format!("/local/domain/{service}/backend/vif/{guest}/0/{key}")
-}
-
-fn read(store: &mut Client, path: &str) -> Option<String> {
-    let value = store.read_optional(path).unwrap()?;
-    Some(String::from_utf8(value).unwrap())
-}
-
-#[track_caller]
-fn wait_for(rig: &Rig, path: &str, value: &str) {
-    let mut store = rig.store();
-    eventually(&format!("{path} = {value}, now {:?}", read(&mut store, path)), || {
-        (read(&mut store, path).as_deref() == Some(value)).then_some(())
-    });
-}
-
-fn cards(rig: &Rig) -> Vec<Value> {
-    rig.status()["vms"][0]["cards"].as_array().unwrap().clone()
-}
-
-/// Waits until the card of a guest is in a phase.
-#[track_caller]
-fn phase(rig: &Rig, guest: &str, phase: &str) -> Value {
-    eventually(&format!("{guest} {phase}"), || {
-        cards(rig).into_iter().find(|card| card["guest"] == guest && card["phase"] == phase)
-    })
-}
-
-fn frame(from: Mac, to: Mac, text: &str) -> Vec<u8> {
-    // A local experiment (IEEE 802 0x88B5): nobody looks into it.
-    [&to.0[..], &from.0[..], &[0x88, 0xB5], text.as_bytes(), &[0; 40]].concat()
-}
-
-#[track_caller]
-fn receive(queue: &mut Queue) -> Received {
-    eventually("a packet", || {
-        queue.wait(Duration::from_millis(20)).unwrap();
-        queue.receive().unwrap()
-    })
-}
-
-/// A packet goes through.
-#[track_caller]
-fn passes(from: (&mut Queue, Mac), to: (&mut Queue, Mac), text: &str) {
-    let bytes = frame(from.1, to.1, text);
-    assert!(from.0.send(&Frame::new(bytes.clone())));
-    from.0.kick();
-    while receive(to.0).bytes != bytes {}
-}
-
-const A: Mac = Mac([0, 0x16, 0x3E, 0, 0, 1]);
-const B: Mac = Mac([0, 0x16, 0x3E, 0, 0, 2]);
+use xenstore::Store;
 
 #[test]
 fn attach_writes_what_libxl_does_and_detach_leaves_no_node() {

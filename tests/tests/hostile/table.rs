@@ -1,26 +1,8 @@
 //! `docs/blkback-security.md`: made from the tags in the names of tests and from what is said here, and kept true by a
 //! test. `WINDSOR_BLESS=1 cargo test -p tests --test hostile table` writes it anew.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-
-use Answer::{Boot, Elsewhere, Named, Tagged};
-
-/// Who answers for a row.
-enum Answer {
-    /// All tests with this tag in their name, `xsa_155` or `t08`.
-    Tagged(&'static [&'static str]),
-    /// These tests, and those with the row's tags.
-    Named(&'static [&'static str], &'static [&'static str]),
-    /// No test of ours can show it: whose it is, and why.
-    Elsewhere(&'static str),
-    /// A property of how hosts and service VMs are started, to be reported by `windsor doctor`.
-    Boot(&'static str),
-}
-
-/// A row: what it is about, what is tried, who answers.
-type Row = (&'static str, &'static str, Answer);
+use tests::table::Answer::{Boot, Elsewhere, Named, Tagged};
+use tests::table::{self, Row, Table};
 
 /// Part A1: block backends.
 const BACKENDS: &[Row] = &[
@@ -231,116 +213,21 @@ const PARTS: [(&str, &[Row]); 5] = [
     ("Cases", CASES),
 ];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// Every test below `directory`: its name, and the file it is in.
-fn tests_of(directory: &Path, found: &mut Vec<(String, String)>) {
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            tests_of(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = std::fs::read_to_string(&path).unwrap();
-            let file = path.strip_prefix(root()).unwrap().display().to_string();
-            let mut is_test = false;
-            for line in text.lines() {
-                if let Some(name) = line.strip_prefix("fn ").filter(|_| is_test) {
-                    found.push((name.split('(').next().unwrap().to_owned(), file.clone()));
-                }
-                // Other attributes may stand between the two.
-                is_test = line == "#[test]" || (is_test && line.starts_with("#["));
-            }
-        }
-    }
-}
-
-fn tests() -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    for directory in ["tests/tests", "grant/tests"] {
-        tests_of(&root().join(directory), &mut found);
-    }
-    // What is tried against cards stands elsewhere.
-    found.retain(|(_, file)| !file.starts_with("tests/tests/net/"));
-    found.sort();
-    found
-}
-
-/// `xsa_15` is no tag of `xsa_155_...`.
-fn has_tag(name: &str, tag: &str) -> bool {
-    name.split_once(tag).is_some_and(|(_, rest)| rest.starts_with('_'))
-}
-
-/// The file as it should be.
-///
-/// # Panics
-/// When a row has no test, or names one that is not there.
-fn document(tests: &[(String, String)], used: &mut BTreeSet<String>) -> String {
-    let mut document = String::from(HEAD);
-    for (title, rows) in PARTS {
-        write!(document, "\n## {title}\n\n| | What is tried | Tests |\n| --- | --- | --- |\n").unwrap();
-        for (about, what, answer) in rows {
-            let (named, tags): (&[&str], &[&str]) = match answer {
-                Tagged(tags) => (&[], tags),
-                Named(named, tags) => (named, tags),
-                Elsewhere(why) => {
-                    writeln!(document, "| {about} | {what} | {why} |").unwrap();
-                    continue;
-                }
-                Boot(why) => {
-                    writeln!(document, "| {about} | {what} | *boot*: {why} |").unwrap();
-                    continue;
-                }
-            };
-            let mut answers = BTreeSet::new();
-            for name in named {
-                let test = tests.iter().find(|(test, _)| test == name);
-                answers.insert(test.unwrap_or_else(|| panic!("{about}: there is no test {name}")));
-            }
-            for tag in tags {
-                let before = answers.len();
-                answers.extend(tests.iter().filter(|(test, _)| has_tag(test, tag)));
-                assert!(answers.len() > before || tags.len() > 1, "{about}: no test has the tag {tag}");
-            }
-            assert!(!answers.is_empty(), "{about} has no test");
-            used.extend(answers.iter().map(|(test, _)| test.clone()));
-            let answers: Vec<String> = answers.iter().map(|(test, file)| format!("`{test}` ({file})")).collect();
-            writeln!(document, "| {about} | {what} | {} |", answers.join("<br>")).unwrap();
-        }
-    }
-    document
-}
+const TABLE: Table = Table { head: HEAD, parts: &PARTS, path: "docs/blkback-security.md" };
 
 /// The table says what the tests are, and every test of this suite answers for something in it.
 #[test]
 fn the_table_is_what_the_tests_are() {
-    let tests = tests();
-    let mut used = BTreeSet::new();
-    let document = document(&tests, &mut used);
-    let path = root().join("docs/blkback-security.md");
-    if std::env::var_os("WINDSOR_BLESS").is_some() {
-        std::fs::write(&path, &document).unwrap();
-    }
-    let unused: Vec<&String> = tests
-        .iter()
-        .filter(|(name, file)| file.contains("/hostile/") && !file.ends_with("/table.rs") && !used.contains(name))
-        .map(|(name, _)| name)
-        .collect();
-    assert!(unused.is_empty(), "no row for {unused:?}");
-    let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == document, "docs/blkback-security.md is old: run this test with WINDSOR_BLESS=1");
+    let mut tests = table::tests(&["tests/tests", "grant/tests"]);
+    // What is tried against cards has a table of its own.
+    tests.retain(|(_, file)| !file.starts_with("tests/tests/net/"));
+    TABLE.check(&tests, |_, file| file.contains("/hostile/") && !file.ends_with("/table.rs"));
 }
 
 /// No advisory of the parts that concern a block backend is forgotten, and no case.
 #[test]
 fn every_advisory_and_every_case_has_a_row() {
-    let about: Vec<&str> = PARTS.iter().flat_map(|(_, rows)| rows.iter()).map(|(about, _, _)| *about).collect();
-    let numbers = |text: &str| -> Vec<u32> {
-        text.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
-    };
-    let of_xsa: BTreeSet<u32> =
-        about.iter().filter(|about| about.starts_with("XSA")).flat_map(|it| numbers(it)).collect();
+    let (about, of_xsa) = (TABLE.about(), TABLE.advisories());
     let advisories = [
         71, 142, 155, 180, 216, 229, 300, 349, 350, 361, 362, 365, 371, 403, 406, 513, 391, 396, 405, 457, 465, 18, 24,
         26, 50, 73, 134, 218, 224, 228, 230, 234, 236, 226, 411, 232, 268, 295, 379, 382, 384, 255, 486, 501, 227, 284,

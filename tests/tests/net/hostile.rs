@@ -54,9 +54,8 @@ fn breaks(says: &str, act: impl FnOnce(&mut Hostile)) {
 }
 
 #[test]
-fn t1_xsa_39_an_index_out_of_range_ends_the_card() {
-    for (ahead, wrapped) in [(257, 0), (u32::MAX, 0), (0x8000_0000, 0), (300, u32::MAX - 5)] {
-        let _ = wrapped;
+fn t01_xsa_39_an_index_out_of_range_ends_the_card() {
+    for ahead in [257, u32::MAX, 0x8000_0000, 300] {
         breaks("index out of range", |hostile| {
             hostile.queue.tx.set_index(Index::ReqProd, ahead);
             hostile.queue.notify().unwrap();
@@ -65,7 +64,7 @@ fn t1_xsa_39_an_index_out_of_range_ends_the_card() {
 }
 
 #[test]
-fn t1_an_index_of_the_receive_ring_out_of_range_ends_the_card_when_somebody_writes_to_it() {
+fn t01_an_index_of_the_receive_ring_out_of_range_ends_the_card_when_somebody_writes_to_it() {
     let mut network = Network::new();
     let mut fair = Fair::new(&mut network);
     let hostile = network.hostile(&Card::default()).unwrap();
@@ -83,7 +82,7 @@ fn t1_an_index_of_the_receive_ring_out_of_range_ends_the_card_when_somebody_writ
 }
 
 #[test]
-fn t21_xsa_39_packets_that_cannot_be_followed_end_the_card() {
+fn t21_t23_xsa_39_packets_that_cannot_be_followed_end_the_card() {
     let more = NETTXF_MORE_DATA;
     breaks("goes on after the last slot", |hostile| hostile.transmit(&[request(8, 0, more, 0, 100)]));
     breaks("fragment of 97 bytes at 4000", |hostile| hostile.transmit(&[request(8, 4000, 0, 0, 97)]));
@@ -102,7 +101,7 @@ fn t21_xsa_39_packets_that_cannot_be_followed_end_the_card() {
 }
 
 #[test]
-fn t8_xsa_362_pages_that_are_not_there_are_an_error_of_their_packet_only() {
+fn t08_xsa_362_pages_that_are_not_there_are_an_error_of_their_packet_only() {
     let mut network = Network::new();
     let mut fair = Fair::new(&mut network);
     let mut hostile = network.hostile(&Card::default()).unwrap();
@@ -132,7 +131,7 @@ fn t8_xsa_362_pages_that_are_not_there_are_an_error_of_their_packet_only() {
 }
 
 #[test]
-fn t8_a_receiver_whose_pages_are_not_there_loses_its_packets_and_nobody_else_does() {
+fn t08_a_receiver_whose_pages_are_not_there_loses_its_packets_and_nobody_else_does() {
     let mut network = Network::new();
     let mut fair = Fair::new(&mut network);
     let mut hostile = network.hostile(&Card::default()).unwrap();
@@ -234,7 +233,7 @@ fn t22_xsa_423_448_headers_in_crumbs_and_empty_fragments_arrive_or_are_dropped_w
 }
 
 #[test]
-fn t2_a_ring_that_changes_under_us_is_read_once() {
+fn t02_xsa_155_a_ring_that_changes_under_us_is_read_once() {
     let mut network = Network::new();
     let mut fair = Fair::new(&mut network);
     let mut hostile = network.hostile(&Card::default()).unwrap();
