@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod device;
+pub mod doctor;
 pub mod guest;
 pub mod host;
 pub mod image;

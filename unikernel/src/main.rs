@@ -1,15 +1,17 @@
 //! The command `windsor`.
 #![forbid(unsafe_code)]
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use unikernel::cli::attach::AttachArgs;
 use unikernel::cli::daemon::SupervisorArgs;
 use unikernel::cli::demo::{DemoArgs, DemoPartArgs};
 use unikernel::cli::detach::DetachArgs;
+use unikernel::cli::doctor::DoctorArgs;
 use unikernel::cli::guest::GuestArgs;
 use unikernel::cli::host::HostArgs;
 use unikernel::cli::image::ImageArgs;
 use unikernel::cli::logs::LogsArgs;
+use unikernel::cli::man::{CompletionArgs, ManArgs};
 use unikernel::cli::metrics::MetricsArgs;
 use unikernel::cli::resume::ResumeArgs;
 use unikernel::cli::serve::ServeArgs;
@@ -19,13 +21,14 @@ use unikernel::cli::vm::VmArgs;
 use unikernel::cli::volume::VolumeArgs;
 use unikernel::cli::xenstore::XenstoreArgs;
 use unikernel::cli::{
-    attach, daemon, demo, detach, guest, host, image, logs, metrics, resume, serve, status, top, vm, volume, xenstore,
+    attach, daemon, demo, detach, doctor, guest, host, image, logs, man, metrics, resume, serve, status, top, vm,
+    volume, xenstore,
 };
 
 /// Virtual machines that serve disks and networks to other virtual machines
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something named or needed is not there, 4 not Connected (or not
-/// gone) in time, 5 busy.
+/// gone) in time, 5 busy, 6 doctor found errors.
 #[derive(Parser)]
 #[command(name = "windsor", version)]
 struct Arguments {
@@ -61,8 +64,14 @@ enum Command {
     Volume(VolumeArgs),
     /// Images of service VMs
     Image(ImageArgs),
+    /// What is wrong with this host, its service VMs and guests, each with the fix
+    Doctor(DoctorArgs),
     /// Service VMs, from dom0: create, start, stop, list
     Vm(VmArgs),
+    /// Write the manual's pages
+    Man(ManArgs),
+    /// Print the completion script of a shell
+    Completion(CompletionArgs),
     /// Look into any xenstore, embedded or real, and change it
     Xenstore(XenstoreArgs),
     /// Started by `serve` and by PID 1
@@ -96,10 +105,26 @@ fn main() {
         Command::Metrics(args) => metrics::run(&args).map(done),
         Command::Volume(args) => volume::run(&args).map(done),
         Command::Image(args) => image::run(args).map(done),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Vm(args) => vm::run(args).map(done),
+        Command::Man(args) => man::run(&args, Arguments::command()).map(done),
+        Command::Completion(args) => man::completion(&args, Arguments::command()).map(done),
         Command::Xenstore(args) => xenstore::run(&args),
         Command::Supervisor(args) => daemon::run_supervisor(&args).map(done),
         Command::Worker => daemon::run_worker().map(done),
     };
     std::process::exit(ended.unwrap_or_else(|failure| failure.report()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_and_option_says_what_it_is() {
+        let mut command = Arguments::command();
+        command.build();
+        command.clone().debug_assert();
+        assert_eq!(man::without_help(&command, "windsor"), [""; 0]);
+    }
 }

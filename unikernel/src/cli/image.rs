@@ -57,7 +57,7 @@ struct BuildArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u32,
     /// More words for the kernel's command line
-    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     append: String,
     /// Write absolute paths: where the files will lie in dom0 [default: xl is started beside them]
     #[arg(long, value_name = "DIR")]

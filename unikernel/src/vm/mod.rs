@@ -21,6 +21,7 @@ pub mod record;
 pub mod rm;
 pub mod start;
 pub mod stop;
+pub mod upgrade;
 pub mod xl;
 
 pub use places::Places;

@@ -40,7 +40,7 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "BRIDGE|SPEC")]
     net: Vec<String>,
     /// More words for its kernel's command line
-    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     append: String,
     /// Image that `windsor image build` made for it [default: one is built]
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "modules"])]

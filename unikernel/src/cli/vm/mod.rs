@@ -2,6 +2,7 @@
 
 mod create;
 mod show;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +42,10 @@ enum VmCommand {
     List(show::ListArgs),
     /// One service VM: both xenbus states of each device, and why one is not connected
     Status(show::StatusArgs),
+    /// Give a service VM another image; its guests are saved, and restored on it
+    Upgrade(upgrade::UpgradeArgs),
+    /// Go back to the image before an upgrade, or bring back what one that broke off has left
+    Rollback(upgrade::RollbackArgs),
     /// Forget a service VM that does not run
     Rm(RmArgs),
 }
@@ -101,6 +106,8 @@ pub fn run(args: VmArgs) -> Outcome {
         }
         VmCommand::List(args) => show::list(&places, &args),
         VmCommand::Status(args) => show::status(&places, &args),
+        VmCommand::Upgrade(args) => upgrade::run(&places, &args),
+        VmCommand::Rollback(args) => upgrade::back(&places, &args),
         VmCommand::Rm(args) => Ok(rm::run(&places, &Xl::default(), &args.name, args.purge)?),
     }
 }
