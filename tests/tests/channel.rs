@@ -269,6 +269,12 @@ fn the_end_waits_for_the_last_guest() {
     assert_eq!(nbd.read(0, 4096).unwrap().unwrap(), [9; 4096]);
     let refused = rig.run("attach", &["g2", "acme:db", "--ro"]);
     assert!(refused.code != Some(0) && refused.err.contains("being shut down"), "{refused:?}");
+    // One that dies now has a successor, which waits in its place.
+    let supervisor = rig.supervisor("acme");
+    store.write(waiting, b"").unwrap();
+    signal_to(supervisor, Signal::KILL);
+    eventually("a word of the next", || store.read_optional(waiting).unwrap().filter(|text| *text == whom));
+    assert_eq!(nbd.write(4096, &[8; 4096]).unwrap(), 0);
     drop(nbd);
     rig.run("detach", &["g1", "xvda"]).fine();
     assert_eq!(rig.take("acme").wait(), Some(0));

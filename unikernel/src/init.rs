@@ -127,6 +127,7 @@ fn boot() -> Result<keeper::Ended, String> {
     }
     let mut spec = keeper::Spec::supervisor(["--config", CONFIG_PATH, "--linger", LINGER]);
     spec.environment.push((crate::log::CONSOLE.into(), "1".into()));
+    spec.lingers = true;
     // The supervisor knows how long it may serve on; this is for one that hangs.
     spec.limits.stop = Duration::from_secs(MAX_LINGER + 60);
     keeper::run_with(&spec, Vec::new(), watchdog(&command_line)).map_err(|error| error.to_string())

@@ -45,7 +45,8 @@ fn run_keeper(behaviour: &str) -> ! {
     };
     let args = vec!["supervisor".into(), behaviour.into()];
     let ended =
-        keeper::run(&Spec { program: "/proc/self/exe".into(), args, environment: Vec::new(), limits }).expect("keeper");
+        keeper::run(&Spec { program: "/proc/self/exe".into(), args, environment: Vec::new(), lingers: false, limits })
+            .expect("keeper");
     println!("ended {ended:?}");
     exit(ended.code)
 }

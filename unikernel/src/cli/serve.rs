@@ -75,6 +75,7 @@ pub fn run(args: &ServeArgs) -> Result<i32, Failure> {
     let linger = args.linger.or(config.vm.linger).unwrap_or(0);
     words.extend(["--linger".into(), linger.to_string().into()]);
     let mut spec = Spec::supervisor(words);
+    spec.lingers = linger > 0;
     spec.limits.stop += Duration::from_secs(linger);
     let ended = keeper::run_with(&spec, kept, None).map_err(|error| Failure::new(FAILED, error))?;
     Ok(ended.code)

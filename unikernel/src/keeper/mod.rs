@@ -78,6 +78,9 @@ pub struct Spec {
     pub args: Vec<OsString>,
     /// What its environment has besides ours.
     pub environment: Vec<(OsString, OsString)>,
+    /// A supervisor that was asked to stop serves on for a while: one that dies meanwhile has a successor, which is asked
+    /// again.
+    pub lingers: bool,
     /// Bounds.
     pub limits: Limits,
 }
@@ -86,7 +89,13 @@ impl Spec {
     /// This very program as `windsor supervisor ARGS...`.
     pub fn supervisor(args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         let args = std::iter::once("supervisor".into()).chain(args.into_iter().map(Into::into)).collect();
-        Self { program: "/proc/self/exe".into(), args, environment: Vec::new(), limits: Limits::default() }
+        Self {
+            program: "/proc/self/exe".into(),
+            args,
+            environment: Vec::new(),
+            lingers: false,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -163,7 +172,7 @@ impl Watch<'_> {
                 Err(error) if !started => return Err(error),
                 Err(error) => format!("the supervisor cannot be started ({error})"),
             };
-            if self.stop.is_some() {
+            if self.stop.is_some() && !self.spec.lingers {
                 log(&format!("{why} while stopping"));
                 return self.finish(1);
             }
@@ -180,7 +189,7 @@ impl Watch<'_> {
             let doublings = u32::try_from(crashes.len() - 1).unwrap_or(u32::MAX);
             let pause = limits.first_pause.saturating_mul(2u32.saturating_pow(doublings)).min(limits.longest_pause);
             log(&format!("{why}; starting it again in {pause:?}, its devices pause until then"));
-            if self.pause(pause)? {
+            if self.pause(pause)? && !self.spec.lingers {
                 return self.finish(1);
             }
         }

@@ -72,6 +72,10 @@ impl Supervisor {
                     return Ok(());
                 }
                 Step::Prepare => {
+                    if self.linger.is_ending() {
+                        let why = "this service VM is being shut down: it takes no new cards";
+                        return self.refuse_vif(name, why, false);
+                    }
                     if !self.join_network(name, now)? {
                         return Ok(());
                     }
