@@ -157,7 +157,23 @@ elf_kernel() {
     head -c $(((sectors + 1) * 512 + offset + length - 4)) "$1" | tail -c $((length - 4)) | zstd -dc
 }
 
-# What a case wants in dom0: NAME is grub (PV GRUB and a kernel that it can load) or windsor (the command itself).
+# The Debian package, unpacked, with a kernel for service VMs beside it, and the tutorial's commands.
+deb_tree() {
+    local root=$1 modules version name file
+    modules=$(modules_of 6.12) version=$(basename $(modules_of 6.12))
+    mkdir -p "$root/tests" "$root/boot" "$root/lib/modules/$version"
+    WINDSOR=$2 "$WORKSPACE/packaging/deb" "$LAB/build/deb" || return
+    dpkg -x "$LAB"/build/deb/windsor_*_amd64.deb "$root" || return
+    cp "$(vmlinuz_of 6.12)" "$root/boot/vmlinuz-$version"
+    cp $modules/modules.builtin "$root/lib/modules/$version/"
+    for name in xen-evtchn xen-gntdev xen-gntalloc xen-blkfront nvme nvme-core tun; do
+        for file in $(find $modules -name "$name.ko*"); do cp "$file" "$root/lib/modules/$version/"; done
+    done
+    awk '/^```sh$/ { on = 1; next } /^```$/ { on = 0 } on' "$WORKSPACE/docs/tutorial.md" >"$root/tests/tutorial.sh"
+    [ -s "$root/tests/tutorial.sh" ]
+}
+
+# What a case wants in dom0: NAME is grub (PV GRUB and a kernel that it can load), windsor (the command itself) or deb (its Debian package).
 build_tool() {
     local root=$LAB/build/images-tool-$1 file=${WINDSOR:-}
     rm -rf "$root"
@@ -170,6 +186,10 @@ build_tool() {
     if [ -z "$file" ]; then
         (cd "$WORKSPACE" && cargo build --release --quiet --message-format=json) >"$LAB/build/tool-$1.json" 2>"$LAB/build/tool-$1.log" || return 1
         file=$(sed -n 's/.*"executable":"\([^"]*\/windsor\)".*/\1/p' "$LAB/build/tool-$1.json" | tail -n 1)
+    fi
+    if [ "$1" = deb ]; then
+        deb_tree "$root" "$file" >>"$LAB/build/tool-$1.log" 2>&1 && pack "$root" "$LAB/build/tool-$1.cpio"
+        return
     fi
     strip -o "$root/bin/$1" "$file" 2>>"$LAB/build/tool-$1.log" && pack "$root" "$LAB/build/tool-$1.cpio"
 }
