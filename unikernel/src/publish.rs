@@ -8,6 +8,8 @@
 //!              networks/PAGE             JSON: networks by name, each with uplink, mtu, vlan, used-by
 //!              dev/SHELF/vbd-GUEST-DEVID JSON: phase, reason, path, and stats as of the last sample
 //!              vif/SHELF/vif-GUEST-DEVID JSON: phase, reason, network, mac, ip, queues, features, and stats
+//!              channel                   JSON: where dom0 can ask for more (see `channel`); empty where it cannot
+//!              waiting-for               whom a VM waits for that is being shut down
 //!              overflow                  JSON: the same of devices for which there was no node left
 //!              sample                    dom0 writes a token here ...
 //!              sampled                   ... and finds it here once all stats are fresh

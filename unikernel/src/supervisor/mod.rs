@@ -54,6 +54,7 @@ use device::{Device, WorkerId};
 use guest::Guest;
 use linger::Linger;
 use nodes::Name;
+use steps::survivable;
 use vifs::Vifs;
 use voice::Voice;
 use worker::Retired;
@@ -253,9 +254,10 @@ impl Supervisor {
             self.tend_workers(now);
             self.tend_switches(now);
             self.wake(now);
-            self.tend_changes()?;
-            self.tend_channel(now)?;
-            self.tend_linger(now)?;
+            // A quota that is used up, for one, is no reason to end.
+            survivable(self.tend_changes())?;
+            self.tend_channel(now);
+            survivable(self.tend_linger(now))?;
             self.look_around(now)?;
             // Devices on their way out first: their volumes may be what others wait for.
             let (leaving, others): (Vec<Name>, Vec<Name>) = std::mem::take(&mut self.dirty)

@@ -62,7 +62,7 @@ impl Supervisor {
 
     /// Makes the nodes that must be there when no more can be made.
     pub(super) fn make_room(&mut self) -> Result<(), Error> {
-        for answer in ["sampled", "resumed"] {
+        for answer in ["sampled", "resumed", "channel", "waiting-for"] {
             let node = format!("{}/{answer}", publish::ROOT);
             if self.store.read_optional(&node)?.is_none() {
                 self.store.write(&node, b"")?;

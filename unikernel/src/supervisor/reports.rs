@@ -14,6 +14,11 @@ use super::worker::Life;
 /// After so long a death of a worker counts no more.
 const CRASHES_COUNT: Duration = Duration::from_secs(60);
 
+/// How long a guest goes without a worker after so many deaths.
+fn back_off(deaths: u32) -> Option<Duration> {
+    deaths.checked_sub(2).map(|more| Duration::from_secs(1 << more.min(3)))
+}
+
 impl Supervisor {
     /// Reads what workers report, and notices deaths and fences.
     pub(super) fn tend_workers(&mut self, now: Instant) {
@@ -110,11 +115,7 @@ impl Supervisor {
     /// and at most 8 s, which a toolstack has.
     pub(super) fn rest(&self, guest: u16) -> Option<Instant> {
         let (count, last) = self.crashes.get(&guest)?;
-        let seconds = match count {
-            0 | 1 => return None,
-            more => 1u64 << (more - 2).min(3),
-        };
-        Some(*last + Duration::from_secs(seconds))
+        back_off(*count).map(|rest| *last + rest)
     }
 
     fn blame(&mut self, name: Name, why: &str) {
@@ -164,5 +165,17 @@ impl Supervisor {
         {
             self.forget_worker(id, &worker);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_kills_its_workers_waits_longer_and_longer_but_not_longer_than_a_toolstack() {
+        let seconds: Vec<Option<u64>> = (0..7).map(|deaths| back_off(deaths).map(|rest| rest.as_secs())).collect();
+        assert_eq!(seconds, [None, None, Some(1), Some(2), Some(4), Some(8), Some(8)]);
+        assert_eq!(back_off(u32::MAX), Some(Duration::from_secs(8)));
     }
 }
