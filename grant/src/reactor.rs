@@ -150,6 +150,11 @@ impl Core {
         }
     }
 
+    /// A queue has made system calls of its own.
+    pub fn called(&mut self, calls: u64) {
+        self.event_calls += calls;
+    }
+
     /// System calls so far, as Xen would see them.
     fn system_calls(&self) -> u64 {
         self.ring.enters() + self.event_calls

@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::Pages;
+
 /// Bytes of the header in front of each frame (`struct virtio_net_hdr`, virtio_net.h).
 pub const HEADER: usize = 10;
 
@@ -108,6 +110,39 @@ fn set(tap: &OwnedFd, header: libc::c_int) -> io::Result<()> {
 fn offload(tap: &OwnedFd, offloads: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes a number and touches no memory of ours.
     match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a TAP's file knows `RWF_NOWAIT` (linux/fs.h), without which io_uring neither reads nor writes it: such a file is
+/// for [`read`] and [`write`]. Linux 6.1's does not. A frame that waits in it may be lost.
+pub fn knows_nowait(tap: impl AsFd) -> bool {
+    let mut frame = [0; HEADER];
+    let vectors = &mut [io::IoSliceMut::new(&mut frame)];
+    let read = rustix::io::preadv2(tap, vectors, u64::MAX, rustix::io::ReadWriteFlags::NOWAIT);
+    read != Err(rustix::io::Errno::OPNOTSUPP)
+}
+
+/// Reads a frame into memory of ours, `len` bytes from `at` on, and waits for none. How long it was, header included.
+///
+/// # Errors
+/// `EAGAIN` when there is none; `EBADFD` when the interface is gone; `InvalidInput` for bytes outside of the memory.
+pub fn read(tap: impl AsFd, pages: &Pages, at: usize, len: usize) -> io::Result<usize> {
+    let to = pages.address(at, len).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: `pages` keeps these `len` bytes mapped, and they are only ever touched by raw copies.
+    let read = unsafe { libc::read(tap.as_fd().as_raw_fd(), to.as_ptr().cast(), len) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes a frame that lies in memory of ours, header included.
+///
+/// # Errors
+/// As [`read`]; `EAGAIN` when the kernel has no room for it.
+pub fn write(tap: impl AsFd, pages: &Pages, at: usize, len: usize) -> io::Result<()> {
+    let from = pages.address(at, len).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: as in `read`; the kernel copies out of them before it returns.
+    match unsafe { libc::write(tap.as_fd().as_raw_fd(), from.as_ptr().cast(), len) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
@@ -277,6 +312,30 @@ mod tests {
             join_bridge(&interface, "br7").unwrap();
             assert!(said("br7").starts_with("w0 cannot join the bridge br7: "));
         });
+    }
+
+    #[test]
+    fn frames_go_straight_from_and_to_pages() {
+        use rustix::net::{SocketFlags, socketpair};
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let memory = crate::memfd::anonymous(2 * crate::PAGE_SIZE).unwrap();
+        let pages = memory.pages();
+        pages.write(4090, b"a frame of two pages");
+        write(&ours, &pages, 4090, 20).unwrap();
+        pages.write(4090, &[0; 20]);
+        let mut frame = [0; 64];
+        assert_eq!(rustix::io::read(&theirs, &mut frame).unwrap(), 20);
+        assert_eq!(rustix::io::write(&theirs, &frame[2..20]).unwrap(), 18);
+        assert_eq!(read(&ours, &pages, 4093, 64).unwrap(), 18);
+        let mut back = [0; 18];
+        pages.read(4093, &mut back);
+        assert_eq!(&back, b"frame of two pages");
+        assert_eq!(read(&ours, &pages, 0, 64).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        for (at, len) in [(8190, 3), (usize::MAX, 2), (9000, 1)] {
+            assert_eq!(read(&ours, &pages, at, len).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(write(&ours, &pages, at, len).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
     }
 
     #[test]

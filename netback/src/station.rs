@@ -10,7 +10,7 @@ use grant::meter::Meter;
 use grant::reactor::{Channel, Control, Core, Inbox, Outbox, Reactor, SourceId};
 use grant::ring::BackRing;
 use grant::uring::Uring;
-use grant::{Access, DomId, GrantRef, Port as EventPort, SharedMemory};
+use grant::{Access, DomId, GrantRef, Port as EventPort, SharedMemory, tap};
 
 use crate::backlog::{self, Backlog};
 use crate::config::{Connect, ControlKeys, QueueKeys, Rate, VifName};
@@ -179,7 +179,8 @@ impl Station {
         let ring = &mut reactor.core.ring;
         let file = ring.register_file(uplink.as_fd())?;
         let memory = ring.open_memory(crate::frame::FRAMES);
-        let uplink = Uplink::new(Rc::clone(&self.fabric), file, memory);
+        let by_hand = (!tap::knows_nowait(&uplink)).then_some(uplink);
+        let uplink = Uplink::new(Rc::clone(&self.fabric), file, memory, by_hand);
         reactor.add(memory, Vec::new(), Port::Uplink(Box::new(uplink)));
         Ok(())
     }

@@ -2,13 +2,17 @@
 //!
 //! Frames are read when the kernel says that there are some, many at a time: nothing is waited for, so the reads of one
 //! submission run in their order, and those that find nothing end at once. Frames are written from where they lie,
-//! and their memory is free when the write has ended.
+//! and their memory is free when the write has ended. A kernel whose TAPs io_uring cannot use that way (before 6.4) is
+//! asked frame by frame.
 
 use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use grant::memory::{RegionId, Span};
 use grant::reactor::Core;
+use grant::tap;
 use grant::uring::{Completion, Direction, FileSlot, MemoryId, Operation, Owner, Transfer};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -34,6 +38,8 @@ pub struct Outbound {
     /// The frame of each write that has not ended, by its slot, and whose it is: an uplink that was replaced may still
     /// have some.
     writing: Vec<Option<(MemoryId, FrameId)>>,
+    /// The TAP, where it is read and written without the ring.
+    by_hand: Option<OwnedFd>,
     /// Frames that did not get out.
     pub dropped: u64,
 }
@@ -53,8 +59,6 @@ pub struct Uplink {
     asked: bool,
     /// Reads were submitted and something came: there may be more.
     more: bool,
-    /// How frames are read: where a TAP does not know `RWF_NOWAIT`, its `O_NONBLOCK` does the same.
-    direction: Direction,
     lost: bool,
     draining: bool,
 }
@@ -65,13 +69,13 @@ fn is_write(slot: u16) -> Option<usize> {
 }
 
 impl Uplink {
-    /// The uplink of a network.
-    pub fn new(fabric: Rc<RefCell<Fabric>>, file: FileSlot, memory: MemoryId) -> Uplink {
+    /// The uplink of a network; `by_hand` where the ring cannot read and write its file.
+    pub fn new(fabric: Rc<RefCell<Fabric>>, file: FileSlot, memory: MemoryId, by_hand: Option<OwnedFd>) -> Uplink {
         {
             let mut fabric = fabric.borrow_mut();
-            let new = || Outbound { file, memory, writing: Vec::new(), dropped: 0 };
+            let new = || Outbound { file, memory, writing: Vec::new(), by_hand: None, dropped: 0 };
             let outbound = fabric.outbound.get_or_insert_with(new);
-            (outbound.file, outbound.memory) = (file, memory);
+            (outbound.file, outbound.memory, outbound.by_hand) = (file, memory, by_hand);
             fabric.switch.uplink(true);
         }
         Uplink {
@@ -83,14 +87,16 @@ impl Uplink {
             flying: 0,
             asked: false,
             more: false,
-            direction: Direction::ReadNow,
             lost: false,
             draining: false,
         }
     }
 
-    /// Its file and memory, to be taken out of the ring.
+    /// Its file and memory, to be taken out of the ring. Nothing else keeps the TAP open after that.
     pub fn remains(&self) -> (FileSlot, MemoryId) {
+        if let Some(outbound) = self.fabric.borrow_mut().outbound.as_mut().filter(|it| it.memory == self.memory) {
+            outbound.by_hand = None;
+        }
         (self.file, self.memory)
     }
 
@@ -119,16 +125,45 @@ impl Uplink {
             self.asked = true;
             return false;
         }
+        if self.read_by_hand(core) {
+            // Also where there was none: the kernel is asked again by the next turn.
+            return true;
+        }
         let mut fabric = self.fabric.borrow_mut();
         for (slot, place) in self.reading.iter_mut().enumerate() {
             let Some(frame) = fabric.frames.take() else { break };
             let span = span(frame.at() - VNET_HEADER, VNET_HEADER + LARGEST);
             *place = Some(frame);
             let owner = Owner { memory: self.memory, slot: slot as u16 };
-            let transfer = Transfer { direction: self.direction, file: self.file, at: 0, start: 0, len: span.len };
+            let transfer = Transfer { direction: Direction::ReadNow, file: self.file, at: 0, start: 0, len: span.len };
             core.ring.transfer(owner, transfer, &[span], u32::MAX);
             self.flying += 1;
         }
+        true
+    }
+
+    /// Reads a batch of frames without the ring; false when that is not how.
+    fn read_by_hand(&mut self, core: &mut Core) -> bool {
+        let mut shared = self.fabric.borrow_mut();
+        let fabric = &mut *shared;
+        let Some(tap) = fabric.outbound.as_ref().and_then(|outbound| outbound.by_hand.as_ref()) else { return false };
+        let mut ended = None;
+        while self.come.len() < READS
+            && ended.is_none()
+            && let Some(frame) = fabric.frames.take()
+        {
+            core.called(1);
+            match tap::read(tap, &fabric.local, frame.at() - VNET_HEADER, VNET_HEADER + LARGEST) {
+                Ok(len) => self.come.push((frame, len)),
+                Err(error) => {
+                    fabric.frames.give(frame);
+                    ended = error.raw_os_error();
+                }
+            }
+        }
+        self.more = self.come.len() == READS;
+        drop(shared);
+        self.look(ended);
         true
     }
 
@@ -144,8 +179,8 @@ impl Uplink {
             return;
         }
         let slot = completion.owner.slot;
-        let mut fabric = self.fabric.borrow_mut();
-        let fabric = &mut *fabric;
+        let mut shared = self.fabric.borrow_mut();
+        let fabric = &mut *shared;
         if let Some(write) = is_write(slot) {
             if let Some(outbound) = &mut fabric.outbound {
                 if let Some((_, frame)) = outbound.writing.get_mut(write).and_then(Option::take) {
@@ -163,14 +198,17 @@ impl Uplink {
                 }
                 _ => fabric.frames.give(frame),
             }
-            if completion.result == -EOPNOTSUPP {
-                (self.direction, self.more) = (Direction::Read, true);
-            }
         }
-        // EBADFD: the interface was deleted under the descriptor. EIO, while it is down, passes.
-        if completion.result == -EBADFD && !self.draining && !std::mem::replace(&mut self.lost, true) {
+        drop(shared);
+        self.look(completion.result.checked_neg());
+    }
+
+    /// Looks at an error. EBADFD: the interface was deleted under the descriptor. EIO, while it is down, passes.
+    fn look(&mut self, error: Option<i32>) {
+        if error == Some(EBADFD) && !self.draining && !std::mem::replace(&mut self.lost, true) {
+            let mut fabric = self.fabric.borrow_mut();
             fabric.switch.uplink(false);
-            let reason = std::io::Error::from_raw_os_error(EBADFD).to_string();
+            let reason = io::Error::from_raw_os_error(EBADFD).to_string();
             fabric.outbox.send(FromThread(Report::UplinkLost { reason }));
         }
     }
@@ -192,7 +230,6 @@ impl Uplink {
     }
 }
 
-const EOPNOTSUPP: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
 const EBADFD: i32 = rustix::io::Errno::BADFD.raw_os_error();
 
 fn span(at: usize, len: usize) -> Span {
@@ -253,6 +290,13 @@ impl Fabric {
         };
         self.local.write(start, first);
         self.local.write(start - VNET_HEADER, vnet.as_bytes());
+        if let Some(tap) = &outbound.by_hand {
+            core.called(1);
+            // One that is gone shows when it is read.
+            let written = tap::write(tap, &self.local, start - VNET_HEADER, VNET_HEADER + len);
+            outbound.dropped += u64::from(written.is_err());
+            return self.frames.give(frame);
+        }
         let slot = outbound.writing.iter().position(Option::is_none).unwrap_or_else(|| {
             outbound.writing.push(None);
             outbound.writing.len() - 1
