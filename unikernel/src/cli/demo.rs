@@ -52,7 +52,7 @@ pub fn run(args: &DemoArgs) -> Result<i32, Failure> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::new(FAILED, format!("stdout: {error}")))?;
-    Ok(match report.verify.complaint() {
+    Ok(match report.complaint() {
         None => 0,
         Some(complaint) => Failure::new(FAILED, complaint).report(),
     })
@@ -74,8 +74,14 @@ enum DemoPart {
     Host(HostArgs),
     /// The service VM
     Serve(ServeArgs),
-    /// The guest
+    /// The guest with the disk
     Guest {
+        /// Directory of the embedded host
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// The guests with cards
+    Cards {
         /// Directory of the embedded host
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
@@ -87,9 +93,9 @@ enum DemoPart {
 /// # Errors
 /// As the subcommand of that name.
 pub fn run_part(args: &DemoPartArgs) -> Result<i32, Failure> {
-    // The guest has nothing to put in order; the others are asked.
+    // Guests have nothing to put in order; the others are asked.
     let signal = match &args.part {
-        DemoPart::Guest { .. } => Signal::SIGKILL,
+        DemoPart::Guest { .. } | DemoPart::Cards { .. } => Signal::SIGKILL,
         DemoPart::Host(_) | DemoPart::Serve(_) => Signal::SIGTERM,
     };
     set_pdeathsig(signal).map_err(|error| Failure::new(FAILED, error))?;
@@ -99,11 +105,14 @@ pub fn run_part(args: &DemoPartArgs) -> Result<i32, Failure> {
     match &args.part {
         DemoPart::Host(args) => super::host::run(args).map(|()| 0),
         DemoPart::Serve(args) => super::serve::run(args),
-        DemoPart::Guest { dir } => {
+        DemoPart::Guest { dir } | DemoPart::Cards { dir } => {
             super::log("warn");
             let (orders, answers) = (std::io::stdin().lock(), std::io::stdout().lock());
-            demo::guest::run(dir, orders, answers).map_err(|error| Failure::new(FAILED, error))?;
-            Ok(0)
+            let ran = match &args.part {
+                DemoPart::Cards { .. } => demo::cards::run(dir, orders, answers),
+                _ => demo::guest::run(dir, orders, answers),
+            };
+            ran.map(|()| 0).map_err(|error| Failure::new(FAILED, error))
         }
     }
 }

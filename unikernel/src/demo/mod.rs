@@ -1,16 +1,20 @@
-//! `windsor demo`: the whole thing on one machine. A host, a service VM and a guest as processes of their own; the
-//! guest checks that it sees the disk as it is, then reads as fast as it can.
+//! `windsor demo`: the whole thing on one machine. A host, a service VM and guests as processes of their own; one
+//! guest checks that it sees the disk as it is, then reads as fast as it can; two send packets to each other.
 //!
 //! ```text
 //! demo --+-- host                                        xenstored and the hypervisor's part
 //!        +-- serve -- supervisor -- worker -- the image  the service VM
+//!        |                       +- worker               its network
 //!        +-- guest                                       blkfront; orders on stdin, answers on stdout
+//!        +-- cards                                       two guests, a netfront each; the same
 //! ```
 
 pub mod blocks;
+pub mod cards;
 pub mod guest;
 pub mod image;
 pub mod load;
+pub mod network;
 pub mod orders;
 pub mod parts;
 pub mod report;
@@ -39,12 +43,16 @@ use orders::{Answer, Load, Order, hear, say};
 use parts::{Part, Parts};
 use report::{DiskReport, Phase, Place, Report, Verify};
 
-/// The guest's name.
+/// The name of the guest with the disk.
 pub const GUEST: &str = "demo-guest";
+/// The names of those with cards.
+pub const CARDS: [&str; 2] = ["demo-left", "demo-right"];
 /// The service VM's name.
 const SERVICE: &str = "demo-service";
 /// The volume's name.
 const VOLUME: &str = "disk";
+/// The network's name.
+const NETWORK: &str = "lan";
 /// As which disk the guest has it.
 pub const DISK: Vdev = Vdev(202 << 8);
 /// How long attaching may take.
@@ -65,11 +73,17 @@ pub struct Demo {
     pub scratch: u64,
 }
 
-/// A guest that has its disk, and the store as dom0 sees it.
-struct Running<'a> {
+/// A part that takes orders.
+struct Talk<'a> {
     parts: &'a Parts,
+    part: Part,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
+}
+
+/// A guest that has its disk, and the store as dom0 sees it.
+struct Running<'a> {
+    talk: Talk<'a>,
     store: Client,
     /// The service VM's number.
     service: u16,
@@ -125,8 +139,12 @@ impl Demo {
                 phases.push(running.measure(Load { block, depth, random, seconds: self.seconds }, &bar)?);
             }
         }
-        bar.finish_and_clear();
         let path = running.node()?.path;
+        let network = match verify.complaint() {
+            None => Some(running.network(parts, self.seconds, &bar)?),
+            Some(_) => None,
+        };
+        bar.finish_and_clear();
         running.close()?;
         Ok(Report {
             schema_version: 1,
@@ -141,6 +159,7 @@ impl Demo {
             data_path: path,
             verify,
             phases,
+            network,
         })
     }
 }
@@ -149,22 +168,65 @@ fn failed(error: impl ToString) -> Failure {
     Failure::new(FAILED, error)
 }
 
+impl<'a> Talk<'a> {
+    /// Starts it on the host in `dir`.
+    fn start(parts: &'a Parts, part: Part, dir: &Path) -> Result<Talk<'a>, Failure> {
+        let (orders, answers) = parts.guest(part, &[Path::new("--dir"), dir])?;
+        Ok(Talk { parts, part, orders, answers })
+    }
+
+    fn tell(&mut self, order: &Order) -> Result<(), Failure> {
+        say(&mut self.orders, order).map_err(|_| self.lost())
+    }
+
+    fn hear(&mut self) -> Result<Answer, Failure> {
+        match hear(&mut self.answers) {
+            Ok(Some(Answer::Failed { why })) => Err(match self.parts.ended() {
+                Some(part) if part != self.part => failed(format!("{why} ({} has ended)", part.name())),
+                _ => failed(why),
+            }),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(self.lost()),
+            Err(error) => Err(failed(format!("the guest makes no sense: {error}"))),
+        }
+    }
+
+    fn lost(&self) -> Failure {
+        self.parts.explain(self.parts.ended().unwrap_or(self.part))
+    }
+
+    fn confused(&self) -> Failure {
+        failed("the guest answers something else")
+    }
+
+    /// Has the guest give back what it has; the backend must let everything go.
+    fn close(mut self) -> Result<(), Failure> {
+        self.tell(&Order::Close)?;
+        match self.hear()? {
+            Answer::Closed { mapped: 0 } => Ok(()),
+            Answer::Closed { mapped } => Err(failed(format!("the service VM still has {mapped} pages of the guest"))),
+            _ => Err(self.confused()),
+        }
+    }
+}
+
 impl<'a> Running<'a> {
     /// Starts everything and attaches the disk.
     fn start(parts: &'a Parts, image: &Image, flip: Option<u64>) -> Result<Running<'a>, Failure> {
-        let dir = parts.dir().join("host");
+        let dir = host_dir(parts);
         let config = parts.dir().join("serve.toml");
         let volume = image.volume(VOLUME, flip)?;
-        let text = format!("[vm]\nname = \"{SERVICE}\"\n\n{volume}\n[backend]\ninitwait-dwell-ms = 0\n");
+        let network = format!("[[network]]\nname = \"{NETWORK}\"\n");
+        let text = format!("[vm]\nname = \"{SERVICE}\"\n\n{volume}\n{network}\n[backend]\ninitwait-dwell-ms = 0\n");
         std::fs::write(&config, text).map_err(failed)?;
         let in_dir = [Path::new("--dir"), &dir];
         parts.daemon(Part::Host, &in_dir)?;
         parts.daemon(Part::Serve, &[in_dir[0], in_dir[1], Path::new("--config"), &config])?;
-        let (orders, answers) = parts.guest(&in_dir)?;
+        let talk = Talk::start(parts, Part::Guest, &dir)?;
         let mut store = store::toolstack(&World::Embedded(dir))?;
         let service = domain::find(&mut store, SERVICE, "service VM")?.domid;
-        let mut running = Running { parts, orders, answers, store, service, guest: 0 };
-        let Answer::Up { domid } = running.hear()? else { return Err(running.confused()) };
+        let mut running = Running { talk, store, service, guest: 0 };
+        let Answer::Up { domid } = running.talk.hear()? else { return Err(running.talk.confused()) };
         running.guest = domid;
         let wanted = Wanted {
             guest: GUEST,
@@ -176,37 +238,13 @@ impl<'a> Running<'a> {
         };
         attach::run(&mut running.store, &wanted)?;
         parts.unlink();
-        match running.hear()? {
+        match running.talk.hear()? {
             Answer::Connected { sectors } if sectors.checked_mul(512) == Some(image.size) => Ok(running),
             Answer::Connected { sectors } => {
                 Err(failed(format!("the guest has a disk of {sectors} sectors, the image has {} bytes", image.size)))
             }
-            _ => Err(running.confused()),
+            _ => Err(running.talk.confused()),
         }
-    }
-
-    fn tell(&mut self, order: &Order) -> Result<(), Failure> {
-        say(&mut self.orders, order).map_err(|_| self.lost())
-    }
-
-    fn hear(&mut self) -> Result<Answer, Failure> {
-        match hear(&mut self.answers) {
-            Ok(Some(Answer::Failed { why })) => Err(match self.parts.ended() {
-                Some(Part::Guest) | None => failed(why),
-                Some(part) => failed(format!("{why} ({} has ended)", part.name())),
-            }),
-            Ok(Some(answer)) => Ok(answer),
-            Ok(None) => Err(self.lost()),
-            Err(error) => Err(failed(format!("the guest makes no sense: {error}"))),
-        }
-    }
-
-    fn lost(&self) -> Failure {
-        self.parts.explain(self.parts.ended().unwrap_or(Part::Guest))
-    }
-
-    fn confused(&self) -> Failure {
-        failed("the guest answers something else")
     }
 
     /// Compares what the guest reads with the file, as it comes.
@@ -217,9 +255,9 @@ impl<'a> Running<'a> {
         let mut sha256 = Sha256::new();
         let mut buffer = vec![0; CHUNK];
         let (mut at, mut differs) = (0u64, None);
-        self.tell(&Order::Digest)?;
+        self.talk.tell(&Order::Digest)?;
         loop {
-            match self.hear()? {
+            match self.talk.hear()? {
                 Answer::Chunk { blocks } => {
                     let len = (image.size - at).min(CHUNK as u64) as usize;
                     let data = &mut buffer[..len];
@@ -235,12 +273,12 @@ impl<'a> Running<'a> {
                 }
                 Answer::Digest { sha256: guest, seconds } => {
                     if at != image.size {
-                        return Err(self.confused());
+                        return Err(self.talk.confused());
                     }
                     let file = format!("{:x}", sha256.finalize());
                     return Ok(Verify::Sha256 { equal: file == guest, file, guest, seconds, differs });
                 }
-                _ => return Err(self.confused()),
+                _ => return Err(self.talk.confused()),
             }
         }
     }
@@ -248,15 +286,15 @@ impl<'a> Running<'a> {
     /// Has the guest write, flush, read back and check.
     fn check(&mut self, image: &Image, bar: &ProgressBar) -> Result<Verify, Failure> {
         in_bytes(bar, 2 * image.size, "writing, flushing, reading back");
-        self.tell(&Order::Check)?;
+        self.talk.tell(&Order::Check)?;
         loop {
-            match self.hear()? {
+            match self.talk.hear()? {
                 Answer::Progress { done } => bar.set_position(done),
                 Answer::Checked { differs, write_seconds, read_seconds } => {
                     let differs = differs.map(Place::of_block);
                     return Ok(Verify::Pattern { equal: differs.is_none(), write_seconds, read_seconds, differs });
                 }
-                _ => return Err(self.confused()),
+                _ => return Err(self.talk.confused()),
             }
         }
     }
@@ -266,27 +304,33 @@ impl<'a> Running<'a> {
         bar.set_message(format!("{kind} reads of {} KiB, depth {}, {} s", load.block >> 10, load.depth, load.seconds));
         bar.set_style(ProgressStyle::default_spinner());
         let before = self.sample()?;
-        self.tell(&Order::Measure(load))?;
-        let Answer::Measured(measured) = self.hear()? else { return Err(self.confused()) };
+        self.talk.tell(&Order::Measure(load))?;
+        let Answer::Measured(measured) = self.talk.hear()? else { return Err(self.talk.confused()) };
         Ok(Phase::new(load, measured, &before, &self.sample()?))
     }
 
     /// The device's counters as of now.
     fn sample(&mut self) -> Result<Stats, Failure> {
+        self.refresh()?;
+        self.node()?.stats.ok_or_else(|| failed("the disk has no counters"))
+    }
+
+    /// Has the service VM publish all counters.
+    fn refresh(&mut self) -> Result<(), Failure> {
         let token = format!("{:016x}", fastrand::u64(..));
         let root = format!("/local/domain/{}/{}", self.service, publish::ROOT);
         self.store.write(&format!("{root}/sample"), token.as_bytes()).map_err(failed)?;
         let deadline = Instant::now() + SAMPLE;
         while self.store.text(&format!("{root}/sampled")).map_err(failed)?.as_ref() != Some(&token) {
-            if let Some(part) = self.parts.ended() {
-                return Err(self.parts.explain(part));
+            if let Some(part) = self.talk.parts.ended() {
+                return Err(self.talk.parts.explain(part));
             }
             if Instant::now() >= deadline {
                 return Err(failed(format!("the service VM does not answer within {} s", SAMPLE.as_secs())));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.node()?.stats.ok_or_else(|| failed("the disk has no counters"))
+        Ok(())
     }
 
     /// What the service VM says of the device.
@@ -294,15 +338,15 @@ impl<'a> Running<'a> {
         DeviceNode::read(&mut self.store, self.service, self.guest, DISK.0).map_err(failed)
     }
 
-    /// Has the guest give the disk back; the backend must let everything go.
-    fn close(mut self) -> Result<(), Failure> {
-        self.tell(&Order::Close)?;
-        match self.hear()? {
-            Answer::Closed { mapped: 0 } => Ok(()),
-            Answer::Closed { mapped } => Err(failed(format!("the service VM still has {mapped} pages of the guest"))),
-            _ => Err(self.confused()),
-        }
+    /// Has the guest give the disk back.
+    fn close(self) -> Result<(), Failure> {
+        self.talk.close()
     }
+}
+
+/// Where the host lives.
+fn host_dir(parts: &Parts) -> PathBuf {
+    parts.dir().join("host")
 }
 
 /// Shows bytes of `size` from here on; on a terminal only.

@@ -16,7 +16,17 @@ pub enum Order {
     Check,
     /// Read for some time: [`Answer::Measured`].
     Measure(Load),
-    /// Give the disk back: [`Answer::Closed`].
+    /// Send small packets there and back for some time, one after the other: [`Answer::Exchanged`].
+    RoundTrips {
+        /// For how long.
+        seconds: u64,
+    },
+    /// Send large packets one way for some time: [`Answer::Exchanged`].
+    Stream {
+        /// For how long.
+        seconds: u64,
+    },
+    /// Give the disk or the cards back: [`Answer::Closed`].
     Close,
 }
 
@@ -75,7 +85,16 @@ pub enum Answer {
     },
     /// What a load came to.
     Measured(Measured),
-    /// The backend has let go.
+    /// The guests with cards are domains, and wait for these.
+    CardsUp {
+        /// Their numbers.
+        domids: [u16; 2],
+    },
+    /// They have them.
+    CardsConnected,
+    /// What an exchange of packets came to.
+    Exchanged(Exchanged),
+    /// The backend has let go of the disk, or of the cards.
     Closed {
         /// Pages that the backend still has mapped.
         mapped: usize,
@@ -98,6 +117,23 @@ pub struct Measured {
     pub p50_ns: u64,
     /// 99 of 100 did.
     pub p99_ns: u64,
+}
+
+/// What an exchange of packets came to, as the guests see it. A packet that is lost ends it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exchanged {
+    /// Packets there; those that came back are not counted.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How long they took together.
+    pub seconds: f64,
+    /// Half of them were back after this long, in nanoseconds; 0 where none comes back.
+    pub p50_ns: u64,
+    /// 99 of 100 were.
+    pub p99_ns: u64,
+    /// The first that did not arrive as it was sent.
+    pub differs: Option<u64>,
 }
 
 /// Writes one line.
@@ -130,7 +166,7 @@ mod tests {
     #[test]
     fn what_is_said_is_heard() {
         let load = Load { block: 4096, depth: 32, random: true, seconds: 5 };
-        let orders = [Order::Digest, Order::Check, Order::Measure(load), Order::Close];
+        let orders = [Order::Digest, Order::Check, Order::Measure(load), Order::Stream { seconds: 2 }, Order::Close];
         let mut bytes = Vec::new();
         for order in &orders {
             say(&mut bytes, order).unwrap();

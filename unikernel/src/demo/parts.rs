@@ -30,8 +30,10 @@ pub enum Part {
     Host,
     /// The service VM's keeper.
     Serve,
-    /// The guest.
+    /// The guest with the disk.
     Guest,
+    /// The two guests with cards.
+    Cards,
 }
 
 impl Part {
@@ -41,6 +43,7 @@ impl Part {
             Part::Host => "host",
             Part::Serve => "serve",
             Part::Guest => "guest",
+            Part::Cards => "cards",
         }
     }
 }
@@ -160,13 +163,13 @@ impl Parts {
         Ok(())
     }
 
-    /// Starts the guest.
+    /// Starts a part that takes orders.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn guest(&self, args: &[&Path]) -> Result<(ChildStdin, BufReader<ChildStdout>), Failure> {
-        self.start(Part::Guest, args, Stdio::piped())?;
-        let pipes = self.all().child(Part::Guest).and_then(|child| Some((child.stdin.take()?, child.stdout.take()?)));
+    pub fn guest(&self, part: Part, args: &[&Path]) -> Result<(ChildStdin, BufReader<ChildStdout>), Failure> {
+        self.start(part, args, Stdio::piped())?;
+        let pipes = self.all().child(part).and_then(|child| Some((child.stdin.take()?, child.stdout.take()?)));
         let (orders, answers) = pipes.ok_or_else(|| Failure::new(FAILED, "the guest has no pipes"))?;
         Ok((orders, BufReader::new(answers)))
     }
@@ -212,7 +215,7 @@ impl All {
         }
         self.scratch = None;
         let mut left = Vec::new();
-        // The guest first, then who serves it, then the ground they stand on.
+        // The guests first, then who serves them, then the ground they stand on.
         while let Some((part, mut child)) = self.children.pop() {
             if stop(part, &mut child).is_none() {
                 left.push(format!("process {} ({}) does not end", child.id(), part.name()));
@@ -237,7 +240,7 @@ fn stop(part: Part, child: &mut Child) -> Option<()> {
     // Not waited for yet: the number is still the child's.
     let pid = Pid::from_raw(i32::try_from(child.id()).ok()?);
     let patience = match part {
-        Part::Guest => Duration::ZERO,
+        Part::Guest | Part::Cards => Duration::ZERO,
         Part::Serve => SERVE_STOPS,
         Part::Host => HOST_STOPS,
     };

@@ -5,6 +5,7 @@ use std::fmt;
 use blkback::stats::Stats;
 use serde::Serialize;
 
+use super::network::NetworkReport;
 use super::orders::{Load, Measured};
 
 /// Everything; `schema_version` changes when a field changes its meaning or goes.
@@ -20,6 +21,16 @@ pub struct Report {
     pub verify: Verify,
     /// The loads, in their order; none when the verification failed.
     pub phases: Vec<Phase>,
+    /// What two guests did over the network; nothing when the verification failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkReport>,
+}
+
+impl Report {
+    /// The complaint, when something is not as it should be.
+    pub fn complaint(&self) -> Option<String> {
+        self.verify.complaint().or_else(|| self.network.as_ref()?.complaint())
+    }
 }
 
 /// What was served.
@@ -231,7 +242,10 @@ impl fmt::Display for Report {
                 phase.name, phase.iops, phase.mb_per_s, phase.p50_us, phase.p99_us
             )?;
         }
-        Ok(())
+        match &self.network {
+            Some(network) => write!(f, "\n{network}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -283,6 +297,7 @@ mod tests {
             data_path: "arena".into(),
             verify: verify(None),
             phases: vec![phase],
+            network: None,
         };
         let text = report.to_string();
         assert!(
