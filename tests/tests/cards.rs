@@ -180,6 +180,31 @@ fn what_another_toolstack_writes_wrong_is_refused_with_the_key() {
 }
 
 #[test]
+fn a_missing_bridge_and_an_address_in_use_are_told_to_every_toolstack() {
+    let mut rig = Rig::new();
+    rig.serve("acme", &format!("{LAN}[[network]]\nname = \"out\"\nuplink = \"bridge:no-such-br\"\n"));
+    let (mut one, two) = (Guest::new(&rig, "g1"), Guest::new(&rig, "g2"));
+    rig.run("attach", &["g1", "acme:lan", "--mac", &A.to_string()]).fine();
+    let _queue = one.connect(&rig, 1);
+    let (id, mut store) = (two.domid(), rig.store());
+    for (mac, bridge, status, in_phase, says) in [
+        (A, "lan", "busy", "busy", format!("the address {A} is in use in network lan by vif0")),
+        (B, "out", "error", "failed", "network out has no uplink: there is no bridge no-such-br".to_owned()),
+    ] {
+        by_hand(&rig, &two, &[("mac", &mac.to_string()), ("bridge", bridge)]);
+        wait_for(&rig, &backend(1, id, "hotplug-status"), status);
+        let why = read(&mut store, &backend(1, id, "hotplug-error")).unwrap();
+        assert!(why.contains(&says), "{why}");
+        let node = format!("/local/domain/1/error/backend/vif/{id}/0/error");
+        assert_eq!(eventually("the error's node", || read(&mut store, &node)), why);
+        assert_eq!(phase(&rig, "g2", in_phase)["reason"], why.as_str());
+        assert!(rig.daemon("acme").log().contains(&says));
+        rig.run("detach", &["g2", "vif0"]).fine();
+    }
+    assert_eq!(phase(&rig, "g1", "connected")["reason"], "");
+}
+
+#[test]
 fn packets_pass_and_a_card_may_close_and_come_back() {
     let mut rig = Rig::new();
     rig.serve("acme", LAN);
@@ -247,8 +272,11 @@ fn what_may_change_is_followed_while_packets_pass() {
         cards(&rig).into_iter().find(|card| card["reason"].as_str().is_some_and(|why| why.contains("fast")))
     });
     assert_eq!(card["phase"], "connected", "{card}");
+    let node = format!("/local/domain/1/error/backend/vif/{id}/0/error");
+    assert!(read(&mut store, &node).unwrap().contains("rate \"fast\" is not one"));
     store.rm(&backend(1, id, "rate")).unwrap();
     log("its rate is none now");
+    eventually("the error's node goes", || read(&mut store, &node).is_none().then_some(()));
     assert_eq!(phase(&rig, "g1", "connected")["reason"], "");
 
     let has = |name: &str| {
@@ -394,9 +422,13 @@ fn an_uplink_that_comes_goes_and_comes_back_is_found() {
     let lost = || cards(&rig)[0]["reason"].as_str().is_some_and(|why| why.contains("its network has no uplink"));
     eventually("the uplink is missed", || lost().then_some(()));
     eventually("and named", || rig.status()["vms"][0]["networks"][0]["error"].as_str().map(str::to_owned));
+    let (node, mut store) = (format!("/local/domain/1/error/backend/vif/{}/0/error", one.domid()), rig.store());
+    assert!(read(&mut store, &node).unwrap().contains("its network has no uplink"));
+    assert!(rig.daemon("acme").log().contains("no uplink: "));
     let made = ip(&["tuntap", "add", "dev", &name, "mode", "tap"]);
     eventually("the uplink is found", || (!lost()).then_some(()));
     assert!(made && tap::exists(&name).unwrap());
+    eventually("the error's node goes", || read(&mut store, &node).is_none().then_some(()));
     assert_eq!(phase(&rig, "g1", "connected")["reason"], "");
     assert!(rig.daemon("acme").log().contains("the uplink is there again"));
     assert!(ip(&["link", "del", &name]));

@@ -88,7 +88,7 @@ fn several_queues_carry_several_streams() {
     };
     eventually("all queues are there", || (queues() == [4, 2]).then_some(()));
     let _server = pair.b.iperf3();
-    for options in ["-P 8 -t 1", "-P 8 -t 1 -R"] {
+    for options in ["-P 8 -n 16M", "-P 8 -n 16M -R"] {
         let end = pair.a.sends("10.9.0.2", options);
         assert!(arrived(&end) >= 4 << 20, "{options}: {end}");
     }

@@ -7,6 +7,8 @@ use crate::space::{Space, arrived, available, must};
 fn served_in(rig: &mut Rig, config: &str) -> (Space, Space) {
     let (service, outside) = (Space::new(), Space::new());
     must(&format!("ip -n {} link add up0 type veth peer name down0 netns {}", service.name, outside.name));
+    // What dom0's end of a service VM's own card is called.
+    outside.ip("link set down0 address fe:ff:ff:ff:ff:ff");
     outside.address("down0", 9);
     let config = rig.config("acme", &format!("[vm]\nname = \"acme\"\n{config}"));
     rig.start_in(&service.name, "acme", "serve", &["--config", config.to_str().unwrap()]);

@@ -47,7 +47,7 @@ impl Supervisor {
                 }
                 vif.trouble.clone_from(&why);
                 self.say_of_vif(name, &format!("its rate stays as it is: {why}"));
-                return nodes::blame(&mut self.store, name, &why);
+                return Ok(());
             }
         };
         vif.trouble.clear();

@@ -17,8 +17,9 @@ use crate::world::World;
 const UPLINK_RETRY: Duration = Duration::from_secs(2);
 /// What a TAP of ours is called; the kernel puts a number there.
 const TAP_NAME: &str = "windsor%d";
-/// The address of a TAP of ours, as of every backend's: the highest there is, so that no bridge takes it for its own.
-const TAP_ADDRESS: [u8; 6] = [0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF];
+/// What the addresses of our TAPs begin with: so high that no bridge takes one for its own. Not FE:FF:FF:FF:FF:FF, which
+/// dom0 has where its kernel is the backend of the service VM's own card: a bridge keeps frames for a port's address.
+const TAP_ADDRESS: [u8; 3] = [0xFE, 0x57, 0x4E];
 
 /// How a network stands.
 #[derive(Debug, Default)]
@@ -103,7 +104,8 @@ fn open_uplink(network: &Network) -> io::Result<Opened> {
             check(&network.uplink)?;
             let tap = tap::open(TAP_NAME)?;
             let name = tap::name(&tap)?;
-            tap::set_address(&name, TAP_ADDRESS)?;
+            let [a, b, c] = TAP_ADDRESS;
+            tap::set_address(&name, [a, b, c, fastrand::u8(..), fastrand::u8(..), fastrand::u8(..)])?;
             tap::join_bridge(&name, bridge)?;
             tap
         }

@@ -240,6 +240,14 @@ pub fn remove(store: &mut Client, name: VifName) -> Result<(), Error> {
 /// When the store does not answer.
 pub fn clean(store: &mut Client, name: VifName) -> Result<(), Error> {
     store.rm(&publish::vif(name.guest, name.devid))?;
+    absolve(store, name)
+}
+
+/// Takes back what [`blame`] wrote.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn absolve(store: &mut Client, name: VifName) -> Result<(), Error> {
     store.rm(&format!("error/{}", backend(name)))?;
     // Domain numbers never come back: the directories of guests must not pile up.
     let guest = format!("error/{TREE}/{}", name.guest);

@@ -8,7 +8,7 @@ use netback::stats;
 use xenstore::Error;
 
 use super::{network, nodes};
-use crate::publish::{self, NetworkNode, VifNode};
+use crate::publish::{self, NetworkNode, Phase, VifNode};
 use crate::supervisor::Supervisor;
 
 impl Supervisor {
@@ -30,7 +30,18 @@ impl Supervisor {
         if vif.published.as_ref() == Some(&node) {
             return Ok(());
         }
-        vif.published = Some(node);
+        let before = vif.published.replace(node.clone()).map(|before| before.reason).unwrap_or_default();
+        // What is wrong with a card that works is nobody's refusal: it is told here, and taken back.
+        let works = [Phase::Connected, Phase::Ready, Phase::Connecting].iter().any(|phase| node.phase == phase.name());
+        if works && before != node.reason {
+            match node.reason.as_str() {
+                "" => nodes::absolve(&mut self.store, name)?,
+                why => match nodes::blame(&mut self.store, name, why) {
+                    Err(error) if error.is_quota() => {}
+                    other => other?,
+                },
+            }
+        }
         self.write_vif_node(name)
     }
 
