@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use tests::skip::installed;
+use tests::skip::{installed, skip};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace").to_owned()
@@ -32,6 +32,30 @@ fn session(text: &str, heading: &str) -> String {
     script
 }
 
+/// Runs a session of the README, which must end well, in a directory of its own; what it said.
+#[track_caller]
+fn run(script: &str, at_exit: &str, dir: &Path) -> String {
+    let build = escargot::CargoBuild::new().package("unikernel").bin("windsor").current_target();
+    let build = if cfg!(debug_assertions) { build } else { build.release() };
+    let built = build.run().expect("windsor does not build");
+    let programs = built.path().parent().expect("a directory").display().to_string();
+    let output = Command::new("timeout")
+        .args(["-k", "10", "180", "bash", "-euo", "pipefail", "-c"])
+        // Ours, so that a session that breaks off leaves no daemon behind.
+        .arg(format!("trap 'kill $(jobs -p) 2>/dev/null || :; {at_exit}' EXIT\n{script}"))
+        .env("PATH", format!("{programs}:{}", std::env::var("PATH").expect("PATH")))
+        .env_remove("WINDSOR_DIR")
+        .env_remove("WINDSOR_LOG")
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .expect("timeout cannot be run");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{}: {said}", output.status);
+    said
+}
+
 #[test]
 fn the_session_by_hand_works_as_it_is_written() {
     let case = "readme-session";
@@ -42,28 +66,28 @@ fn the_session_by_hand_works_as_it_is_written() {
     for word in ["host", "serve", "guest", "attach", "status", "detach"] {
         assert!(script.contains(&format!("windsor {word}")), "no windsor {word} in:\n{script}");
     }
-    let build = escargot::CargoBuild::new().package("unikernel").bin("windsor").current_target();
-    let build = if cfg!(debug_assertions) { build } else { build.release() };
-    let built = build.run().expect("windsor does not build");
-    let programs = built.path().parent().expect("a directory").display().to_string();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let output = Command::new("timeout")
-        .args(["-k", "10", "180", "bash", "-euo", "pipefail", "-c"])
-        // Ours, so that a session that breaks off leaves no daemon behind.
-        .arg(format!("trap 'kill $(jobs -p) 2>/dev/null || :' EXIT\n{script}"))
-        .env("PATH", format!("{programs}:{}", std::env::var("PATH").expect("PATH")))
-        .env_remove("WINDSOR_DIR")
-        .env_remove("WINDSOR_LOG")
-        .current_dir(dir.path())
-        .stdin(Stdio::null())
-        .output()
-        .expect("timeout cannot be run");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success(), "{}: {said}", output.status);
+    let said = run(&script, "", dir.path());
     assert!(said.contains("g1 xvda  db  connected"), "no disk in the status: {said}");
     assert!(said.contains("err= 0"), "fio is not content: {said}");
     assert!(!dir.path().join("g1.sock").exists(), "the guest did not stop: {said}");
+}
+
+#[test]
+fn the_network_by_hand_works_as_it_is_written() {
+    let case = "readme-network";
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+        return skip(case, "network namespaces need root and /dev/net/tun");
+    }
+    let tools = [("ip", "iproute2"), ("ping", "iputils-ping"), ("iperf3", "iperf3")];
+    if !tools.into_iter().all(|(program, package)| installed(case, program, package)) {
+        return;
+    }
+    let script = session(&readme(), "## A network by hand");
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let said = run(&script, "for g in g1 g2; do ip netns del $g 2>/dev/null || :; done", dir.path());
+    assert!(said.contains("3 received, 0% packet loss"), "the guests do not reach each other: {said}");
+    assert!(said.contains("g2 vif0  lan  ") && said.contains("  connected"), "no card in the status: {said}");
 }
 
 #[test]
