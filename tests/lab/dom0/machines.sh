@@ -41,7 +41,7 @@ said() {
 }
 
 # guest NAME KERNEL [DISK...]: creates a stock guest (kernel 6.1 or 6.12) with disks in xl's syntax, and waits for its init.
-# Words for its kernel's command line can be given in GUEST_ARGS, its memory in GUEST_MEMORY (MiB), its virtual CPUs in GUEST_VCPUS. GUEST_KERNEL
+# Words for its kernel's command line can be given in GUEST_ARGS, a card in xl's syntax in GUEST_VIF, its memory in GUEST_MEMORY (MiB), its virtual CPUs in GUEST_VCPUS. GUEST_KERNEL
 # is booted instead of the kernel and brings what else it needs; GUEST_PATIENCE is for slow ones (seconds).
 guest() {
     local name=$1 kernel=$2 disks= spec
@@ -56,6 +56,7 @@ kernel="${GUEST_KERNEL:-/images/guest-$kernel/vmlinuz}"
 ${GUEST_KERNEL:+#}ramdisk="/images/guest-$kernel/initramfs.img"
 extra="console=hvc0 quiet ${GUEST_ARGS:-}"
 disk=[$disks]
+vif=[${GUEST_VIF:+'$GUEST_VIF'}]
 on_poweroff="destroy"
 on_reboot="destroy"
 on_crash="destroy"

@@ -10,6 +10,25 @@ service() {
         fail "service VM $name does not become ready: $(tail -n 3 "$CONSOLES/guest-$name.log" | tr '\r\n' '  ')"
 }
 
+# driver_domain: the peer's, with the kernel's own backends.
+driver_domain() {
+    cat >/run/lab/driver.cfg <<EOF
+name="driver"
+type="pv"
+memory=256
+kernel="/images/driver/vmlinuz"
+ramdisk="/images/driver/initramfs.img"
+extra="console=hvc0 quiet"
+driver_domain=1
+on_poweroff="destroy"
+on_reboot="destroy"
+on_crash="destroy"
+EOF
+    touch /run/lab/service.driver
+    xl create /run/lab/driver.cfg
+    wait_for 120 xenstore-read "/local/domain/$(domid driver)/data/ready" || fail "the driver domain does not come up"
+}
+
 is_ready() {
     [ "$(xenstore-read "/local/domain/$(domid "$1")/data/windsor/ready")" = 1 ]
 }

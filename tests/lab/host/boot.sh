@@ -41,6 +41,7 @@ boot() {
     QEMU_PID=
     report "$log"
     take_files "$log"
+    [ ! -e "$log/networks.txt" ] || sed 's/^/     /' "$log/networks.txt"
     for case; do
         results "$log" | grep -q "^$case " && continue
         result "$case" FAIL "$((SECONDS - started))" "no result from boot $group: $(last_words "$log")"

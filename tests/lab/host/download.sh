@@ -11,7 +11,7 @@ tool_packages() {
     echo libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenmisc4.17 \
         libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 libncurses6 libtinfo6
     echo grub-xen-host
-    echo e2fsprogs libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 fio libaio1 libnuma1
+    echo e2fsprogs libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 fio libaio1 libnuma1 iperf3 libiperf0
 }
 
 # Sets dom0, old and new to the kernels' packages, and downloads everything into $LAB/debs.

@@ -53,19 +53,28 @@ with_modules() {
     done
 }
 
-# Debian's fio is linked to the clients of Ceph, Gluster, RDMA and NBD. The guest uses none of them: in place of their 100 MB it gets empty
-# libraries with the same names, versions and symbols.
+# Debian's fio is linked to the clients of Ceph, Gluster, RDMA and NBD, iperf3 to OpenSSL and SCTP. The lab's machines use none of them: in
+# place of their 100 MB they get empty libraries with the same names, versions and symbols.
+STUBBED="usr/bin/fio usr/lib/x86_64-linux-gnu/libiperf.so.0"
+
 stub_libraries() {
-    local fio=$LAB/root/usr/bin/fio so version
+    local file
     rm -rf "$LAB/stubs"
     mkdir -p "$LAB/stubs"
     as -o "$LAB/stubs/empty.o" </dev/null
-    # Lines "SYMBOL VERSION" of everything fio wants, and "LIBRARY VERSION" of who should have it.
-    nm -D --undefined-only "$fio" | awk '{ sub(/@@?/, " ", $NF); print $NF }' >"$LAB/stubs/symbols"
-    readelf -W --version-info "$fio" |
+    for file in $STUBBED; do stub_libraries_of "$LAB/root/$file"; done
+    echo "$STUBBED" >"$LAB/stubs/done"
+}
+
+# stub_libraries_of FILE: those that a program or library wants, but for what every Debian has.
+stub_libraries_of() {
+    local file=$1 so version
+    # Lines "SYMBOL VERSION" of everything it wants, and "LIBRARY VERSION" of who should have it.
+    nm -D --undefined-only "$file" | awk '{ sub(/@@?/, " ", $NF); print $NF }' >"$LAB/stubs/symbols"
+    readelf -W --version-info "$file" |
         awk '/File: / { for (i = 1; i <= NF; i++) if ($i == "File:") so = $(i + 1) } / Name: / { for (i = 1; i <= NF; i++) if ($i == "Name:") print so, $(i + 1) }' \
             >"$LAB/stubs/versions"
-    for so in $(readelf -dW "$fio" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+    for so in $(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
         case $so in libc.* | libm.* | libz.* | libaio.* | libnuma.* | ld-*) continue ;; esac
         : >"$LAB/stubs/map"
         : >"$LAB/stubs/args"
@@ -81,13 +90,13 @@ stub_libraries() {
     done
 }
 
-# Guests: a stock Debian kernel, its own xen-blkfront, busybox, e2fsprogs and fio. $1: 6.1 or 6.12.
+# Guests: a stock Debian kernel, its own xen-blkfront and xen-netfront, busybox, e2fsprogs, fio and iperf3. $1: 6.1 or 6.12.
 build_guest() {
     local kernel=$1 tree=$LAB/build/guest-$1 out=$LAB/build/images-$1/images/guest-$1
     skeleton "$tree"
-    with_libraries "$tree" sbin/mkfs.ext4 sbin/fsck.ext4 usr/bin/fio
+    with_libraries "$tree" sbin/mkfs.ext4 sbin/fsck.ext4 usr/bin/fio usr/bin/iperf3
     with_modules "$tree" "$kernel" xen-blkfront xen-netfront
-    cp "$HERE/guest/init" "$HERE/guest/checks" "$tree/"
+    cp "$HERE/guest/init" "$HERE/guest/checks" "$HERE/guest/net" "$tree/"
     mkdir -p "$out"
     pack "$tree" "$out/initramfs.img"
     cp "$(vmlinuz_of "$kernel")" "$out/vmlinuz"
@@ -99,13 +108,14 @@ build_dom0() {
     local tree=$LAB/build/dom0 name
     skeleton "$tree"
     with_libraries "$tree" usr/lib/xen-4.17/bin/{xl,xenstored,xen-init-dom0,xenconsoled,xenconsole,libxl-save-helper} \
-        usr/bin/xenstore-{read,write,ls,rm,list,exists,watch,chmod}
+        usr/bin/xenstore-{read,write,ls,rm,list,exists,watch,chmod} usr/bin/iperf3
     # libxl cancels threads, which loads this one only when it happens.
     cp -L /usr/lib/x86_64-linux-gnu/libgcc_s.so.1 "$tree/lib/"
     with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback xen-netback brd loop
     mkdir -p "$tree/etc/xen/scripts" "$tree/var/lib/xen"
     cp "$HERE/dom0/block" "$HERE/dom0/vif" "$tree/etc/xen/scripts/"
     cp "$HERE/dom0/init" "$tree/init"
+    cp "$HERE/guest/net" "$tree/"
     cc -std=gnu11 -Wall -Wextra -Werror -O2 -shared -fPIC -o "$tree/lib/recorder.so" "$HERE/dom0/recorder.c" ||
         die "cannot build the recorder"
     for name in passwd group; do echo "root:x:0:0:root:/root:/bin/sh" >"$tree/etc/$name"; done
@@ -114,13 +124,13 @@ build_dom0() {
     zcat "$LAB"/root/boot/xen-4.17-amd64.gz >"$LAB/build/xen"
 }
 
-# The peer's driver domain: kernel 6.1 with its own xen-blkback, the store's tools and a shell.
+# The peer's driver domain: kernel 6.1 with its own xen-blkback and xen-netback, the store's tools, iperf3 and a shell.
 build_driver() {
     local tree=$LAB/build/driver out=$LAB/build/images-driver/images/driver
     skeleton "$tree"
-    with_libraries "$tree" usr/bin/xenstore-{read,write,list,exists,rm}
-    with_modules "$tree" 6.1 xen-privcmd xenfs xen-blkback brd
-    cp "$HERE/driver/init" "$tree/"
+    with_libraries "$tree" usr/bin/xenstore-{read,write,list,exists,rm} usr/bin/iperf3
+    with_modules "$tree" 6.1 xen-privcmd xenfs xen-blkback brd llc stp bridge xen-netback
+    cp "$HERE/driver/init" "$HERE/driver/counts" "$HERE/guest/net" "$tree/"
     mkdir -p "$out"
     pack "$tree" "$out/initramfs.img"
     cp "$(vmlinuz_of 6.1)" "$out/vmlinuz"
@@ -205,8 +215,9 @@ build_service() {
         --type "$kind" --memory 320 --dom0-dir "$dir" --append "$append" >"$LAB/build/service-$name.log" 2>&1 || return 1
     if [ -n "$append" ]; then
         local tree=$LAB/build/agent
-        rm -rf "$tree" && mkdir -p "$tree/lab"
-        cp "$LAB/root/bin/busybox" "$HERE/agent/init" "$HERE/agent/agent" "$tree/lab/"
+        rm -rf "$tree" && mkdir -p "$tree"/{lab,lib,lib64}
+        with_libraries "$tree" usr/bin/iperf3
+        cp "$LAB/root/bin/busybox" "$HERE/agent/init" "$HERE/agent/agent" "$HERE/driver/counts" "$HERE/guest/net" "$tree/lab/"
         pack "$tree" "$LAB/build/agent.cpio"
         cat "$LAB/build/agent.cpio" "$root$dir/initramfs.img" >"$root$dir/both" && mv "$root$dir/both" "$root$dir/initramfs.img"
     fi
