@@ -26,19 +26,21 @@ two_cards() {
     done
 }
 
-# both_ways GUEST NUMBER: 8 MiB of TCP from a guest to 10.9.0.NUMBER, and back, Mbit/s: "THERE/BACK".
+# both_ways GUEST NUMBER [OPTIONS...]: 8 MiB of TCP (or as iperf3's options say) from a guest to 10.9.0.NUMBER, and back, Mbit/s: "THERE/BACK".
 both_ways() {
-    local there
-    tell "$1" 120 speed "$2" -n 8M >&2
-    there=$(answer "$1")
-    tell "$1" 120 speed "$2" -n 8M -R >&2
-    echo "$there/$(answer "$1")"
+    local guest=$1 number=$2 there
+    shift 2
+    [ $# -gt 0 ] || set -- -n 8M
+    tell "$guest" 120 speed "$number" "$@" >&2
+    there=$(answer "$guest")
+    tell "$guest" 120 speed "$number" "$@" -R >&2
+    echo "$there/$(answer "$guest")"
 }
 
-# between_guests: TCP both ways and UDP from g1 to g2.
+# between_guests [OPTIONS...]: TCP both ways and UDP from g1 to g2.
 between_guests() {
     local tcp
-    tcp=$(both_ways g1 2)
+    tcp=$(both_ways g1 2 "$@")
     tell g1 60 datagrams 2 -t 1 -b 4M -l 1400 >&2
     echo "TCP $tcp Mbit/s, UDP $(answer g1 | sed 's/ / of /')"
 }
