@@ -6,6 +6,7 @@
 //! [`Data::prepare`], [`Data::copy_in`]; then the disk; then [`Data::copy_out`], [`Data::finish_copies`],
 //! [`Data::release`]. Everything is batched: one map call and one copy call for many requests.
 
+mod at_once;
 mod spare;
 
 use std::io;
@@ -174,6 +175,12 @@ impl Data {
         &self.spans[base..base + usize::from(self.held[usize::from(slot)].spans)]
     }
 
+    /// True while a request has memory that its data is copied to or from.
+    #[inline]
+    pub fn copies(&self) -> bool {
+        self.in_arena > 0 || self.spare.is_some()
+    }
+
     /// Takes over the segments of a direct request.
     #[inline]
     pub fn set_segments(&mut self, slot: u16, segments: &[Segment]) {
@@ -187,7 +194,7 @@ impl Data {
         let indirect_page = Some((page, scratch as u16));
         self.held[usize::from(slot)] = Held { indirect_page, ..Held::default() };
         self.unsettled.push(slot);
-        let place = self.place(page, ring);
+        let place = self.place(slot, page, ring);
         self.held[usize::from(slot)].indirect = place;
         if place.is_none() {
             self.copy_indirect_page(slot);
@@ -250,24 +257,36 @@ impl Data {
     pub fn locate(&mut self, slot: u16, ring: &mut Uring) {
         let base = self.base(slot);
         let count = usize::from(self.held[usize::from(slot)].segments);
+        // The places of whoever had the slot before were taken when it was released.
+        debug_assert!(self.places[base..base + count].iter().all(|place| place.get().is_none()));
         if self.table.is_none() {
-            self.places[base..base + count].fill(MaybePlace::default());
             return;
         }
-        self.unsettled.push(slot);
-        self.places[base..base + count].fill(MaybePlace::default());
         for at in base..base + count {
-            let place = self.place(self.segments[at].gref, ring);
+            let place = self.place(slot, self.segments[at].gref, ring);
             self.places[at] = place.into();
+        }
+        if self.building.is_some() {
+            self.is_unsettled(slot);
         }
     }
 
     /// A page's place in the table, held; `None` when it must be copied.
     #[inline]
-    fn place(&mut self, gref: GrantRef, ring: &mut Uring) -> Option<Place> {
+    fn place(&mut self, slot: u16, gref: GrantRef, ring: &mut Uring) -> Option<Place> {
         match self.table.as_mut()?.hold(gref) {
             Some(place) => Some(place),
-            None => self.new_place(gref, ring),
+            None => {
+                // A slab may be mapped, and not be, before this request is through.
+                self.is_unsettled(slot);
+                self.new_place(gref, ring)
+            }
+        }
+    }
+
+    fn is_unsettled(&mut self, slot: u16) {
+        if self.unsettled.last() != Some(&slot) {
+            self.unsettled.push(slot);
         }
     }
 
@@ -361,11 +380,7 @@ impl Data {
             self.held[usize::from(slot)].spans = 0;
             return Ok(());
         }
-        if self.zero_copy
-            && around.is_none()
-            && self.places[base..base + count].iter().all(|place| place.get().is_some())
-        {
-            self.name_guest_pages(base, count);
+        if self.zero_copy && around.is_none() && self.name_guest_pages(base, count) {
             self.held[usize::from(slot)].spans = count as u16;
             return Ok(());
         }
@@ -413,18 +428,18 @@ impl Data {
         true
     }
 
+    /// Makes a request's memory of its pages; false when one of them is not mapped.
     #[inline]
-    fn name_guest_pages(&mut self, base: usize, count: usize) {
-        let Some(table) = &self.table else { return };
-        for at in base..base + count {
-            if let Some(place) = self.places[at].get()
-                && let Some(region) = table.region(place.slab)
-            {
-                let span = self.segments[at].span;
-                let offset = u32::from(place.page) * PAGE_SIZE as u32 + span.offset();
-                self.spans[at] = Span { region, offset, len: span.len() };
-            }
+    fn name_guest_pages(&mut self, base: usize, count: usize) -> bool {
+        let Some(table) = &self.table else { return false };
+        let places = self.places[base..base + count].iter().zip(&self.segments[base..base + count]);
+        for ((place, Segment { span, .. }), to) in places.zip(&mut self.spans[base..base + count]) {
+            let Some(place) = place.get() else { return false };
+            let Some(region) = table.region(place.slab) else { return false };
+            let offset = u32::from(place.page) * PAGE_SIZE as u32 + span.offset();
+            *to = Span { region, offset, len: span.len() };
         }
+        true
     }
 
     /// Moves a request's data between its arena run and the guest's pages: memcpy where they are mapped, else
@@ -518,20 +533,23 @@ impl Data {
     #[inline]
     pub fn release(&mut self, slot: u16, ring: &mut Uring) {
         let base = self.base(slot);
-        let held = std::mem::take(&mut self.held[usize::from(slot)]);
-        if let Some(run) = held.arena {
+        let held = &mut self.held[usize::from(slot)];
+        let segments = usize::from(std::mem::take(&mut held.segments));
+        let (arena, transient, indirect) = (held.arena.take(), held.transient.take(), held.indirect.take());
+        held.failed = false;
+        if let Some(run) = arena {
             self.give_run(run, ring);
         }
-        if let Some((region, mapping)) = held.transient {
-            self.unmap_transient(region, usize::from(held.segments), mapping, ring);
+        if let Some((region, mapping)) = transient {
+            self.unmap_transient(region, segments, mapping, ring);
         }
         if let Some(table) = &mut self.table {
-            for place in &mut self.places[base..base + usize::from(held.segments)] {
+            for place in &mut self.places[base..base + segments] {
                 if let Some(place) = std::mem::take(place).get() {
                     table.release(place);
                 }
             }
-            if let Some(place) = held.indirect {
+            if let Some(place) = indirect {
                 table.release(place);
             }
         }

@@ -9,6 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use grant::journal;
 use grant::meter::Meter;
@@ -180,6 +181,13 @@ impl Worker {
             started.recv().map_err(io::Error::other)??;
         }
         Ok(Worker { threads: running, inbox, devices: HashMap::new() })
+    }
+
+    /// How long its threads look for work before they sleep, where that pays; zero for never.
+    pub fn poll_for(&self, budget: Duration) {
+        for (sender, _) in &self.threads {
+            sender.send(Message::Poll { budget });
+        }
     }
 
     /// Connects a disk; a [`Report`] follows.

@@ -255,19 +255,17 @@ impl Abi {
         }
     }
 
-    /// A response in this layout; the first 12 or 16 bytes count.
-    #[inline]
-    pub fn response(self, id: u64, operation: u8, status: i16) -> ([u8; 16], usize) {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&id.to_le_bytes());
-        bytes[8] = operation;
-        bytes[10..12].copy_from_slice(&status.to_le_bytes());
-        (
-            bytes,
-            match self {
-                Abi::X86_64 => size_of::<BlkifResponse64>(),
-                Abi::X86_32 => size_of::<BlkifResponse32>(),
-            },
-        )
+    /// Bytes of a response in this layout.
+    pub fn response_len(self) -> usize {
+        match self {
+            Abi::X86_64 => size_of::<BlkifResponse64>(),
+            Abi::X86_32 => size_of::<BlkifResponse32>(),
+        }
     }
+}
+
+/// A response as words; the first [`Abi::response_len`] bytes of it count.
+#[inline]
+pub fn response(id: u64, operation: u8, status: i16) -> [u64; 2] {
+    [id, u64::from(operation) | u64::from(status as u16) << 16]
 }

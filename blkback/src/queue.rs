@@ -5,21 +5,21 @@ mod account;
 mod intake;
 
 use std::collections::VecDeque;
-use std::time::Instant;
 
+use account::Tally;
 use grant::SharedMemory;
 use grant::journal::{Journal, SlotState};
 use grant::meter::Block;
 use grant::reactor::{Channel, Core, Queue, Turn};
 use grant::ring::BackRing;
-use grant::uring::{Completion, MemoryId, Outcome, Owner};
+use grant::uring::{Completion, MemoryId, Operation as RingOperation, Outcome, Owner};
 
 use crate::data::{Around, Data};
 use crate::disk::{Disk, Ended, Erased, Io, Job};
 use crate::gate::Pass;
 use crate::hold::Hold;
-use crate::proto::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY};
-use crate::request::{Limits, Operation};
+use crate::proto::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, SECTOR_SIZE, response};
+use crate::request::{Limits, Operation, Plain};
 use crate::stats::Counter;
 
 /// Most requests a turn takes.
@@ -74,12 +74,13 @@ struct Slot {
     /// Its memory has to be the arena's (512e).
     bounce: bool,
     pending: u16,
-    taken: Instant,
+    /// The reactor's clock.
+    taken: u64,
     job: Job,
 }
 
 impl Slot {
-    fn new(now: Instant) -> Slot {
+    fn new(now: u64) -> Slot {
         Slot {
             id: 0,
             response_op: 0,
@@ -129,7 +130,7 @@ impl BlkQueue {
         BlkQueue {
             sectors: parts.disk.limits().sectors,
             unit: parts.disk.limits().unit,
-            slots: vec![Slot::new(Instant::now()); entries],
+            slots: vec![Slot::new(0); entries],
             free: (0..entries as u16).rev().collect(),
             batch: Vec::with_capacity(BATCH.max(entries)),
             stalled: VecDeque::with_capacity(entries),
@@ -234,6 +235,39 @@ impl BlkQueue {
         self.leave();
     }
 
+    /// Takes a plain request all the way to the disk, if nothing stands in its way and all its pages are mapped where
+    /// I/O may touch them: what most requests are. False leaves it to the longer way, with its pages held or not as
+    /// before.
+    #[inline]
+    pub(super) fn start_at_once(&mut self, slot: u16, plain: &Plain, now: u64, core: &mut Core) -> bool {
+        let Parts { pass, data, journal, disk, memory, .. } = &mut self.parts;
+        if pass.is_some() || self.unit != SECTOR_SIZE as u32 || !self.stalled.is_empty() {
+            return false;
+        }
+        let Some(spans) = data.locate_all(slot, usize::from(plain.count)) else { return false };
+        let len: u32 = spans.iter().map(|span| span.len).sum();
+        let end = plain.sector.checked_add(u64::from(len) / SECTOR_SIZE);
+        let (Some(at), true) = (plain.sector.checked_mul(SECTOR_SIZE), end.is_some_and(|end| end <= self.sectors))
+        else {
+            data.release(slot, &mut core.ring);
+            return false;
+        };
+        let job = Job { slot, operation: plain.operation, at, len, ..Job::NONE };
+        let state = &mut self.slots[usize::from(slot)];
+        let Plain { id, response_op, .. } = *plain;
+        *state = Slot { id, response_op, job, started: true, ..Slot::new(now) };
+        self.running += 1;
+        journal.set_state(slot, SlotState::Submitted);
+        let Slot { job, pending, .. } = state;
+        let mut io = Io { ring: &mut core.ring, memory: *memory, spans, pending, finished: None, most: u32::MAX };
+        disk.start(job, &mut io);
+        if let Some(ended) = io.finished {
+            state.finished = true;
+            self.end(slot, ended, core);
+        }
+        true
+    }
+
     /// May this request go to the disk now, after `before` others of its batch?
     #[inline]
     fn admit(&mut self, slot: u16, before: usize) -> bool {
@@ -323,7 +357,7 @@ impl BlkQueue {
     fn restart(&mut self, slot: u16, probe: bool, core: &mut Core) {
         let state = &mut self.slots[usize::from(slot)];
         (state.finished, state.probe, state.ended) = (false, probe, Ok(()));
-        (state.job.step, state.job.outer_step) = (0, 0);
+        (state.job.step, state.job.outer_step, state.job.last) = (0, 0, false);
         self.drive(slot, None, core);
     }
 
@@ -346,35 +380,37 @@ impl BlkQueue {
 
     /// Answers what has ended: data first, then all responses, one publish, at most one notify.
     fn answer(&mut self, core: &mut Core) {
-        for &slot in &self.ended {
-            let state = &self.slots[usize::from(slot)];
-            if state.ended.is_ok() && state.job.operation == Operation::Read && !state.rejected {
-                self.parts.data.copy_out(slot, &core.ring);
+        if self.parts.data.copies() {
+            for &slot in &self.ended {
+                let state = &self.slots[usize::from(slot)];
+                if state.ended.is_ok() && state.job.operation == Operation::Read && !state.rejected {
+                    self.parts.data.copy_out(slot, &core.ring);
+                }
             }
+            self.parts.data.finish_copies(&core.ring);
         }
-        self.parts.data.finish_copies(&core.ring);
-        let now = Instant::now();
-        for at in 0..self.ended.len() {
-            let slot = self.ended[at];
-            let mut state = self.slots[usize::from(slot)];
+        let (now, mut tally) = (core.read_clock(), Tally::default());
+        let len = self.parts.limits.abi.response_len();
+        for &slot in &self.ended {
+            let Parts { data, journal, ring, meter, pass, .. } = &mut self.parts;
+            let state = &mut self.slots[usize::from(slot)];
             if !state.rejected {
-                state.status =
-                    if self.parts.data.failed(slot) { BLKIF_RSP_ERROR } else { status(state.ended, &state.job) };
+                state.status = if data.failed(slot) { BLKIF_RSP_ERROR } else { status(state.ended, &state.job) };
             }
             if state.started {
                 self.running -= 1;
-                if state.is_exclusive()
-                    && let Some(pass) = &mut self.parts.pass
+                if let Some(pass) = pass
+                    && state.is_exclusive()
                 {
                     pass.open();
                 }
             }
-            let (response, len) = self.parts.limits.abi.response(state.id, state.response_op, state.status);
-            self.parts.journal.set_done(slot, state.status, self.parts.ring.rsp_prod());
-            self.parts.ring.respond(&response[..len]);
-            self.parts.data.release(slot, &mut core.ring);
-            self.account_request(&state, now);
+            journal.set_done(slot, state.status, ring.rsp_prod());
+            ring.respond_words(response(state.id, state.response_op, state.status), len);
+            data.release(slot, &mut core.ring);
+            tally.add(state, now, meter);
         }
+        self.account_tally(&tally);
         let notify = self.parts.ring.publish();
         self.parts.journal.set_published(self.parts.ring.rsp_prod());
         for &slot in &self.ended {
@@ -421,6 +457,17 @@ impl Queue for BlkQueue {
 
     fn complete(&mut self, completion: Completion, core: &mut Core) {
         let slot = completion.owner.slot;
+        if let RingOperation::Transfer(transfer) = completion.operation
+            && completion.result == transfer.len as i32
+            && let Some(state) = self.slots.get_mut(usize::from(slot))
+            && state.job.last
+            && state.pending == 1
+            && !state.probe
+        {
+            // What most requests come to. All the rest is below, and in `end`.
+            (state.pending, state.finished) = (0, true);
+            return self.ended.push(slot);
+        }
         let ended = match completion.outcome() {
             Outcome::Again(rest) => {
                 let owner = Owner { memory: self.parts.memory, slot };

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use grant::journal::Journal;
 use grant::meter::Block;
@@ -48,6 +49,7 @@ pub(crate) enum Message {
     Resume { devid: u32 },
     Resize { devid: u32, sectors: u64 },
     Wake { devid: u32, index: usize },
+    Poll { budget: Duration },
     Erased { devid: u32, index: usize, erased: Erased },
     Stop,
 }
@@ -132,6 +134,7 @@ impl Control<BlkQueue> for Station {
                     }
                 });
             }
+            Message::Poll { budget } => reactor.poll_for(budget),
             Message::Stop => return false,
         }
         true

@@ -18,7 +18,8 @@ use std::os::fd::OwnedFd;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::ring::BackRing;
+use crate::pages::Records;
+use crate::ring::{BackRing, WIDE_WORDS};
 use crate::{PAGE_SIZE, Pages, memfd};
 
 /// Version of the layout; another one is refused.
@@ -66,7 +67,9 @@ struct Header {
 /// One queue's journal, mapped.
 pub struct Journal {
     pages: Pages,
-    slots: u32,
+    head: Records<PARAMETERS_AT>,
+    slots: Records<SLOT>,
+    count: u32,
     slots_at: usize,
     pool_at: usize,
     pool_entry: usize,
@@ -129,7 +132,9 @@ impl Journal {
             Some(end) if end <= pages.len() => {}
             _ => return Err(invalid()),
         }
-        Ok(Journal { pages, slots: header.slots, slots_at, pool_at, pool_entry })
+        let head = Records::new(&pages, 0, 1).ok_or_else(invalid)?;
+        let slots = Records::new(&pages, slots_at, header.slots as usize).ok_or_else(invalid)?;
+        Ok(Journal { pages, head, slots, count: header.slots, slots_at, pool_at, pool_entry })
     }
 
     /// The frozen parameters.
@@ -142,21 +147,23 @@ impl Journal {
 
     /// Requests it holds.
     pub fn slots(&self) -> u32 {
-        self.slots
+        self.count
     }
 
     #[inline]
     fn slot(&self, slot: u16) -> usize {
-        debug_assert!(u32::from(slot) < self.slots);
+        debug_assert!(u32::from(slot) < self.count);
         self.slots_at + usize::from(slot) * SLOT
     }
 
-    /// Copies the ring's next request straight into a slot and marks it taken.
+    /// Takes the ring's next request into a slot, marks it taken, and returns the same copy.
     #[inline]
-    pub fn take(&self, slot: u16, ring: &mut BackRing) {
-        ring.take_into(&self.pages, self.slot(slot) + REQUEST_AT);
+    pub fn take(&self, slot: u16, ring: &mut BackRing) -> [u64; WIDE_WORDS] {
+        let request = ring.take_words();
+        self.slots.store_all(usize::from(slot), REQUEST_AT, &request);
         self.set_state(slot, SlotState::Taken);
-        self.pages.store_release(REQ_CONS, ring.req_cons());
+        self.head.store_half(0, REQ_CONS, ring.req_cons());
+        request
     }
 
     /// The private copy of a request.
@@ -169,16 +176,19 @@ impl Journal {
     /// Notes how far a request has come.
     #[inline]
     pub fn set_state(&self, slot: u16, state: SlotState) {
-        self.pages.store(self.slot(slot), &(state as u8));
+        self.slots.store(usize::from(slot), 0, state as u64);
     }
 
     /// Notes that a request has ended: its status, and the index its response will have.
     #[inline]
     pub fn set_done(&self, slot: u16, status: i16, response: u32) {
-        let at = self.slot(slot);
-        self.pages.store(at + STATUS_AT, &status);
-        self.pages.store(at + INDEX_AT, &response);
-        self.pages.store(at, &(SlotState::Done as u8));
+        let (status, index) = (u64::from(status as u16), u64::from(response));
+        // One word, so that nobody finds one without the others.
+        self.slots.store(
+            usize::from(slot),
+            0,
+            SlotState::Done as u64 | status << (8 * STATUS_AT) | index << (8 * INDEX_AT),
+        );
     }
 
     /// State, status and response index of a slot; `None` for a state that does not exist.
@@ -197,7 +207,7 @@ impl Journal {
     /// Notes that the responses up to `rsp_prod` are visible to the frontend.
     #[inline]
     pub fn set_published(&self, rsp_prod: u32) {
-        self.pages.store_release(RSP_PROD, rsp_prod);
+        self.head.store_half(0, RSP_PROD, rsp_prod);
     }
 
     /// Notes where a ring stood when it was attached.

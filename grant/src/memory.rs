@@ -271,6 +271,15 @@ impl Memory {
         self.regions.get(usize::from(region.0))?.as_ref().map(|region| &region.pages)
     }
 
+    /// The pages of a region and the fixed buffer that they are, if they are one.
+    #[inline]
+    pub(crate) fn place(&self, region: RegionId) -> Option<(&Pages, Option<u16>)> {
+        if region == RegionId::ARENA {
+            return self.arena.as_ref().map(|arena| (&arena.pages, arena.buffer.get()));
+        }
+        self.regions.get(usize::from(region.0))?.as_ref().map(|region| (&region.pages, region.buffer))
+    }
+
     #[inline]
     pub(crate) fn buffer(&self, region: RegionId) -> Option<u16> {
         if region == RegionId::ARENA {

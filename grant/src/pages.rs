@@ -5,7 +5,7 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -251,33 +251,95 @@ impl Pages {
         // SAFETY: in range and aligned (checked), mapped as long as self lives; atomics tolerate any writer.
         unsafe { AtomicU32::from_ptr(address.as_ptr().cast()) }
     }
+}
 
-    #[inline]
-    fn atomic64(&self, offset: usize) -> &AtomicU64 {
-        let address = self.checked(offset, 8, 8);
-        // SAFETY: in range and aligned (checked), mapped as long as self lives; atomics tolerate any writer.
-        unsafe { AtomicU64::from_ptr(address.as_ptr().cast()) }
+/// Records of `STRIDE` bytes in a row, in shared memory that we may write. Range, alignment and access are checked once,
+/// here, so that an access checks nothing but the record's number: for what is touched with every request.
+///
+/// Each word is read or written exactly once (volatile): the compiler can neither repeat nor invent an access, which is
+/// what [`Pages`] gets from a routine out of line.
+pub(crate) struct Records<const STRIDE: usize> {
+    first: NonNull<u8>,
+    count: usize,
+    /// Keeps the memory mapped.
+    _pages: Pages,
+}
+
+// SAFETY: as for `Mapping`: plain memory that is valid from every thread, touched by volatile accesses of words only.
+unsafe impl<const STRIDE: usize> Send for Records<STRIDE> {}
+
+impl<const STRIDE: usize> Records<STRIDE> {
+    /// `count` records from `offset`; `None` when they are not all there, not aligned to words, or not ours to write.
+    pub(crate) fn new(pages: &Pages, offset: usize, count: usize) -> Option<Records<STRIDE>> {
+        let first = pages.address(offset, count.checked_mul(STRIDE)?)?;
+        let aligned = STRIDE.is_multiple_of(8) && (first.as_ptr() as usize).is_multiple_of(8);
+        (aligned && pages.mapping.writable).then(|| Records { first, count, _pages: pages.clone() })
     }
 
-    /// Adds to a counter that only this thread writes.
-    #[inline]
-    pub(crate) fn add_counter(&self, offset: usize, n: u64) {
-        self.checked_for_write(offset, 8);
-        let counter = self.atomic64(offset);
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    #[inline(always)]
+    fn word(&self, record: usize, at: usize) -> *mut u64 {
+        assert!(record < self.count && at.is_multiple_of(8) && at + 8 <= STRIDE);
+        // SAFETY: the record is one of those that were checked, and the word lies in it.
+        unsafe { self.first.as_ptr().add(record * STRIDE + at).cast() }
     }
 
-    /// Sets a counter.
-    #[inline]
-    pub(crate) fn store_counter(&self, offset: usize, value: u64) {
-        self.checked_for_write(offset, 8);
-        self.atomic64(offset).store(value, Ordering::Relaxed);
+    /// The word at byte `at` of a record.
+    ///
+    /// # Panics
+    /// When there is no such record, or no such word in it.
+    #[inline(always)]
+    pub(crate) fn load(&self, record: usize, at: usize) -> u64 {
+        // SAFETY: mapped and aligned, see `word`; a volatile load of an integer tolerates any writer.
+        unsafe { self.word(record, at).read_volatile() }
     }
 
-    /// Reads a counter.
-    #[inline]
-    pub(crate) fn load_counter(&self, offset: usize) -> u64 {
-        self.atomic64(offset).load(Ordering::Relaxed)
+    /// Sets the word at byte `at` of a record.
+    ///
+    /// # Panics
+    /// As [`Records::load`].
+    #[inline(always)]
+    pub(crate) fn store(&self, record: usize, at: usize, value: u64) {
+        // SAFETY: mapped, ours to write and aligned, see `word` and `new`.
+        unsafe { self.word(record, at).write_volatile(value) }
+    }
+
+    /// Sets half a word at byte `at` of a record.
+    ///
+    /// # Panics
+    /// As [`Records::load`].
+    #[inline(always)]
+    pub(crate) fn store_half(&self, record: usize, at: usize, value: u32) {
+        let half = at % 8 / 4;
+        let word = self.word(record, at - at % 8).cast::<u32>();
+        assert!(at.is_multiple_of(4));
+        // SAFETY: as in `store`; the half lies in its word.
+        unsafe { word.add(half).write_volatile(value) }
+    }
+
+    /// Reads the first words of a record.
+    ///
+    /// # Panics
+    /// As [`Records::load`].
+    #[inline(always)]
+    pub(crate) fn load_all<const N: usize>(&self, record: usize) -> [u64; N] {
+        assert!(N * 8 <= STRIDE);
+        let first = self.word(record, 0);
+        // SAFETY: as in `load`; N words lie in the record.
+        std::array::from_fn(|word| unsafe { first.add(word).read_volatile() })
+    }
+
+    /// Writes words from byte `at` of a record on.
+    ///
+    /// # Panics
+    /// As [`Records::load`].
+    #[inline(always)]
+    pub(crate) fn store_all<const N: usize>(&self, record: usize, at: usize, words: &[u64; N]) {
+        assert!(at + N * 8 <= STRIDE);
+        let first = self.word(record, at);
+        for (word, value) in words.iter().enumerate() {
+            // SAFETY: as in `store`; N words from `at` on lie in the record.
+            unsafe { first.add(word).write_volatile(*value) }
+        }
     }
 }
 

@@ -11,14 +11,15 @@
 //!
 //! A queue never changes thread and is never locked; control speaks to it through the [`Inbox`].
 
+mod inbox;
+
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+pub use inbox::{Inbox, Outbox, mailbox};
+use rustix::event::{PollFd, PollFlags};
 
 use crate::uring::{Completion, MemoryId, Operation, Uring};
 use crate::{DomId, EventChannel, MAX_PENDING, Port};
@@ -98,6 +99,8 @@ pub struct Core {
     event_calls: u64,
     /// Read once per pass.
     pub now: Instant,
+    begun: Instant,
+    clock: u64,
 }
 
 impl Core {
@@ -107,6 +110,27 @@ impl Core {
         if let Err(error) = self.source(channel.source).and_then(|events| events.notify(channel.port)) {
             tracing::debug!(%error, port = %channel.port, "notify failed");
         }
+    }
+
+    /// [`Core::now`] in nanoseconds, since when is nobody's business: differences of it are cheap.
+    #[inline]
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    fn look_at_the_clock(&mut self) {
+        self.now = Instant::now();
+        self.clock = self.since_begin(self.now);
+    }
+
+    /// The same at this very moment.
+    pub fn read_clock(&self) -> u64 {
+        self.since_begin(Instant::now())
+    }
+
+    fn since_begin(&self, at: Instant) -> u64 {
+        // 584 years fit.
+        at.saturating_duration_since(self.begun).as_nanos() as u64
     }
 
     /// Listens to event channels from now on.
@@ -161,6 +185,24 @@ impl Core {
     }
 }
 
+/// Channels are numbered by the kernel and by us, from the bottom: nobody can make them collide.
+#[derive(Default)]
+struct ChannelHasher(u64);
+
+impl Hasher for ChannelHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0.rotate_left(32) ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 struct Entry<Q> {
     queue: Q,
     channels: Vec<Channel>,
@@ -181,7 +223,7 @@ pub struct Reactor<Q: Queue> {
     /// Ring and event channels.
     pub core: Core,
     queues: Vec<Option<Entry<Q>>>,
-    by_channel: HashMap<Channel, usize>,
+    by_channel: HashMap<Channel, usize, BuildHasherDefault<ChannelHasher>>,
     ports: Vec<Port>,
     /// Ports to unmask.
     quiet: Vec<Channel>,
@@ -189,7 +231,8 @@ pub struct Reactor<Q: Queue> {
     ready: Vec<SourceId>,
     polling: Polling,
     counted: u64,
-    ticked: Instant,
+    /// By [`Core::clock`].
+    ticked: u64,
 }
 
 /// The poll of the inbox; those of sources have their numbers.
@@ -203,17 +246,18 @@ impl<Q: Queue> Reactor<Q> {
     /// A loop without queues.
     pub fn new(ring: Uring) -> Reactor<Q> {
         let now = Instant::now();
-        let core = Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now };
+        let core =
+            Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now, begun: now, clock: 0 };
         Reactor {
             core,
             queues: Vec::new(),
-            by_channel: HashMap::new(),
+            by_channel: HashMap::default(),
             ports: Vec::with_capacity(MAX_PENDING),
             quiet: Vec::new(),
             ready: Vec::new(),
             polling: Polling::default(),
             counted: 0,
-            ticked: now,
+            ticked: 0,
         }
     }
 
@@ -232,6 +276,11 @@ impl<Q: Queue> Reactor<Q> {
         let entry =
             Entry { queue, channels, awake: true, masked: true, broken: false, touched: false, idle_events, paused };
         self.queues[at] = Some(entry);
+    }
+
+    /// How long the rings are looked at before the thread sleeps, where that pays; zero for never.
+    pub fn poll_for(&mut self, budget: Duration) {
+        self.polling = Polling { budget, ..Polling::default() };
     }
 
     /// All queues.
@@ -255,7 +304,7 @@ impl<Q: Queue> Reactor<Q> {
     pub fn run<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) {
         self.core.ring.poll(POLL_INBOX, inbox.fd());
         loop {
-            self.core.now = Instant::now();
+            self.core.look_at_the_clock();
             let mut busy = self.turn(control);
             self.core.ring.submit_and_peek();
             let Some(reaped) = self.reap(inbox, control) else { return };
@@ -265,7 +314,21 @@ impl<Q: Queue> Reactor<Q> {
             if busy || self.poll() || self.final_check() {
                 continue;
             }
-            self.core.ring.submit_and_wait(self.patience());
+            self.sleep(inbox);
+        }
+    }
+
+    fn sleep<M>(&mut self, inbox: &Inbox<M>) {
+        if self.queues.iter().any(Option::is_some) {
+            return self.core.ring.submit_and_wait(self.patience());
+        }
+        // Nothing but a message concerns a thread without queues. It does not wait in io_uring_enter, which under
+        // valgrind keeps every other thread from running: they are needed for a queue to get here, not while it works.
+        self.core.ring.submit();
+        if let Err(error) = rustix::event::poll(&mut [PollFd::from_borrowed_fd(inbox.fd(), PollFlags::IN)], None)
+            && error != rustix::io::Errno::INTR
+        {
+            tracing::error!(%error, "waiting for messages failed");
         }
     }
 
@@ -451,10 +514,10 @@ impl<Q: Queue> Reactor<Q> {
                 (entry.awake, called) = (true, true);
             }
         }
-        if self.core.now.duration_since(self.ticked) < TICK {
+        if self.core.clock - self.ticked < TICK.as_nanos() as u64 {
             return called;
         }
-        self.ticked = self.core.now;
+        self.ticked = self.core.clock;
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.paused) {
             // One more event, and the ring is looked at before it is asked for.
             (entry.awake, entry.paused, entry.idle_events) = (true, false, IDLE_EVENTS - 1);
@@ -469,10 +532,17 @@ impl<Q: Queue> Reactor<Q> {
 }
 
 /// Bounded polling that gives up when it does not pay: each miss in a row doubles how many sleeps pass unpolled.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Polling {
+    budget: Duration,
     misses: u32,
     skip: u32,
+}
+
+impl Default for Polling {
+    fn default() -> Polling {
+        Polling { budget: Polling::BUDGET, misses: 0, skip: 0 }
+    }
 }
 
 impl Polling {
@@ -480,70 +550,20 @@ impl Polling {
     const BUDGET: Duration = Duration::from_micros(20);
 
     fn budget(&mut self) -> Option<Duration> {
+        if self.budget.is_zero() {
+            return None;
+        }
         if self.skip > 0 {
             self.skip -= 1;
             return None;
         }
-        Some(Polling::BUDGET)
+        Some(self.budget)
     }
 
     fn result(&mut self, found: bool) {
         self.misses = if found { 0 } else { (self.misses + 1).min(10) };
         // The first misses cost nothing yet: a burst has gaps.
         self.skip = if self.misses > 2 { 1 << self.misses } else { 0 };
-    }
-}
-
-/// Messages for a thread; cloned senders live in control.
-pub struct Inbox<M> {
-    receiver: Receiver<M>,
-    bell: Arc<EventFd>,
-}
-
-/// The sending end of an [`Inbox`].
-pub struct Outbox<M> {
-    sender: Sender<M>,
-    bell: Arc<EventFd>,
-}
-
-impl<M> Clone for Outbox<M> {
-    fn clone(&self) -> Outbox<M> {
-        Outbox { sender: self.sender.clone(), bell: Arc::clone(&self.bell) }
-    }
-}
-
-/// A pair of ends.
-///
-/// # Errors
-/// What the kernel says about an eventfd.
-pub fn mailbox<M>() -> io::Result<(Outbox<M>, Inbox<M>)> {
-    let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-    let (sender, receiver) = unbounded();
-    Ok((Outbox { sender, bell: Arc::clone(&bell) }, Inbox { receiver, bell }))
-}
-
-impl<M> Outbox<M> {
-    /// Sends; false when nobody will read it.
-    pub fn send(&self, message: M) -> bool {
-        self.sender.send(message).is_ok() && self.bell.write(1).is_ok()
-    }
-}
-
-impl<M> Inbox<M> {
-    /// Readable when a message waits.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
-    }
-
-    /// Takes the bell back; then read until [`Inbox::next`] has nothing.
-    pub fn clear(&self) {
-        // Nothing to read means that nobody rang since: fine.
-        let _ = self.bell.read();
-    }
-
-    /// The next message; never waits.
-    pub fn next(&self) -> Option<M> {
-        self.receiver.try_recv().ok()
     }
 }
 
@@ -565,13 +585,5 @@ mod tests {
         while polling.budget().is_none() {}
         polling.result(true);
         assert!(polling.budget().is_some());
-    }
-
-    #[test]
-    fn a_message_rings_once_and_is_read_once() {
-        let (outbox, inbox) = mailbox().unwrap();
-        assert!(outbox.send(1) && outbox.clone().send(2));
-        inbox.clear();
-        assert_eq!((inbox.next(), inbox.next(), inbox.next()), (Some(1), Some(2), None));
     }
 }

@@ -10,6 +10,9 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use zerocopy::IntoBytes;
+
+use crate::pages::Records;
 use crate::{PAGE_SIZE, Pages};
 
 const REQ_PROD: usize = 0;
@@ -38,18 +41,25 @@ pub const fn entries(pages: usize, slot_size: usize) -> u32 {
 }
 
 /// What both halves need to find a slot.
-#[derive(Debug)]
 struct Layout {
     pages: Pages,
     entries: u32,
     slot_size: usize,
+    /// The slots of a block ring for 64-bit guests.
+    wide: Option<Records<WIDE>>,
 }
+
+/// Bytes of the widest slot, `struct blkif_request` of a 64-bit guest (blkif.h).
+const WIDE: usize = 112;
+/// The same in words.
+pub const WIDE_WORDS: usize = WIDE / 8;
 
 impl Layout {
     fn new(pages: Pages, slot_size: usize) -> Layout {
         let entries = entries(pages.len() / PAGE_SIZE, slot_size);
         assert!(entries > 0, "a ring needs at least one slot");
-        Layout { pages, entries, slot_size }
+        let wide = (slot_size == WIDE).then(|| Records::new(&pages, SLOTS_AT, entries as usize)).flatten();
+        Layout { pages, entries, slot_size, wide }
     }
 
     #[inline]
@@ -59,7 +69,6 @@ impl Layout {
 }
 
 /// The backend's half: takes requests, gives responses.
-#[derive(Debug)]
 pub struct BackRing {
     layout: Layout,
     req_cons: u32,
@@ -127,12 +136,34 @@ impl BackRing {
         self.req_cons = self.req_cons.wrapping_add(1);
     }
 
-    /// Copies the next request straight to `offset` of our own shared memory and moves on.
+    /// The same as words, zeros behind a shorter slot.
+    ///
+    /// # Panics
+    /// When a slot is longer than that.
     #[inline]
-    pub fn take_into(&mut self, to: &Pages, offset: usize) {
-        let from = self.layout.slot(self.req_cons);
-        to.copy_from(offset, &self.layout.pages, from, self.layout.slot_size);
+    pub fn take_words(&mut self) -> [u64; WIDE_WORDS] {
+        let words = match &self.layout.wide {
+            Some(slots) => slots.load_all((self.req_cons & (self.layout.entries - 1)) as usize),
+            None => {
+                let mut words = [0; WIDE_WORDS];
+                let offset = self.layout.slot(self.req_cons);
+                self.layout.pages.read(offset, &mut words.as_mut_bytes()[..self.layout.slot_size]);
+                words
+            }
+        };
         self.req_cons = self.req_cons.wrapping_add(1);
+        words
+    }
+
+    /// [`BackRing::respond`] with the first `len` bytes of two words, or with all of them where the slot has padding
+    /// behind them.
+    #[inline]
+    pub fn respond_words(&mut self, response: [u64; 2], len: usize) {
+        match &self.layout.wide {
+            Some(slots) => slots.store_all((self.rsp_prod & (self.layout.entries - 1)) as usize, 0, &response),
+            None => self.layout.pages.write(self.layout.slot(self.rsp_prod), &response.as_bytes()[..len]),
+        }
+        self.rsp_prod = self.rsp_prod.wrapping_add(1);
     }
 
     /// Writes the next response; it is not visible before [`BackRing::publish`].
@@ -178,7 +209,6 @@ impl BackRing {
 }
 
 /// The frontend's half: gives requests, takes responses.
-#[derive(Debug)]
 pub struct FrontRing {
     layout: Layout,
     req_prod: u32,

@@ -10,6 +10,7 @@
 
 mod buffers;
 mod entries;
+mod transfer;
 mod waits;
 
 use std::cell::Cell;
@@ -22,7 +23,6 @@ use io_uring::squeue::Entry;
 use io_uring::{IoUring, opcode, types};
 
 pub use buffers::BufferTable;
-use entries::{gather, many_fixed, many_plain, one_fixed, one_plain};
 
 use crate::arena::Arena;
 use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
@@ -183,6 +183,11 @@ pub struct Uring {
     memories: Vec<Option<Memory>>,
     flying: Vec<Option<InFlight>>,
     vacant: Vec<u32>,
+    /// What goes to the kernel with the next submission.
+    staged: Vec<Entry>,
+    /// What the kernel has ended, and how much of it has been handed out.
+    reaped: Vec<(u64, i32)>,
+    handed: usize,
     vectors: Vec<libc::iovec>,
     timeouts: Vec<types::Timespec>,
     files: Vec<u32>,
@@ -215,6 +220,9 @@ impl Uring {
             memories: Vec::new(),
             flying: Vec::new(),
             vacant: Vec::new(),
+            staged: Vec::with_capacity(ENTRIES as usize),
+            reaped: Vec::with_capacity(ENTRIES as usize * 4),
+            handed: 0,
             vectors: Vec::with_capacity(VECTORS),
             timeouts: Vec::with_capacity(ENTRIES as usize),
             files: (1..FILE_SLOTS).rev().collect(),
@@ -385,34 +393,6 @@ impl Uring {
         Ok(())
     }
 
-    /// Submits a read or write over `spans`, the whole memory of the request. At most `most` bytes are moved now;
-    /// the completion tells how many, and [`Completion::outcome`] what is left.
-    ///
-    /// # Panics
-    /// When the transfer is longer than the spans: both are ours.
-    #[inline]
-    pub fn transfer(&mut self, owner: Owner, transfer: Transfer, spans: &[Span], most: u32) {
-        if self.vectors.len() + spans.len() > VECTORS {
-            self.submit();
-        }
-        self.make_room();
-        let first = self.vectors.len();
-        let memory = self.memories[usize::from(owner.memory.0)].as_ref().expect("an open memory");
-        let now = Transfer { len: transfer.len.min(most), ..transfer };
-        let whole = gather(memory, &mut self.vectors, spans, now.start, now.len);
-        let vectors = &self.vectors[first..];
-        let fixed = whole.and_then(|region| memory.buffer(region));
-        let entry = match (fixed, vectors) {
-            (Some(buffer), [one]) => one_fixed(&now, one, buffer),
-            (None, [one]) => one_plain(&now, one),
-            (Some(buffer), many) if self.caps.vectored_fixed => many_fixed(&now, many, buffer),
-            (_, many) => many_plain(&now, many),
-        };
-        let memory = self.memories[usize::from(owner.memory.0)].as_mut().expect("an open memory");
-        let region = memory.uses(whole, spans);
-        self.push_on(owner, Operation::Transfer(transfer), entry, region);
-    }
-
     /// Submits an `fdatasync` of the file.
     pub fn flush(&mut self, owner: Owner, file: FileSlot) {
         let entry = opcode::Fsync::new(types::Fixed(file.0)).flags(types::FsyncFlags::DATASYNC).build();
@@ -448,12 +428,12 @@ impl Uring {
     /// the place of all vectors to whoever comes next.
     #[inline]
     fn make_room(&mut self) {
-        if self.ring.submission().is_full() {
+        if self.staged.len() == ENTRIES as usize {
             self.submit();
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn push_on(&mut self, owner: Owner, operation: Operation, entry: Entry, region: Option<RegionId>) {
         let generation = match self.memories.get_mut(usize::from(owner.memory.0)) {
             Some(Some(memory)) => memory.started(),
@@ -464,16 +444,32 @@ impl Uring {
             (self.flying.len() - 1) as u32
         });
         self.flying[at as usize] = Some(InFlight { owner, operation, generation, region });
-        // SAFETY: the entry names memory of `owner`, which Memory keeps mapped until the operation has ended, vectors
+        self.staged.push(entry.user_data(u64::from(at)));
+    }
+
+    /// Moves what was staged into the submission queue.
+    #[inline]
+    fn put_staged(&mut self) {
+        // SAFETY: an entry names memory of its owner, which Memory keeps mapped until the operation has ended, vectors
         // and timeouts, which stay in place until the submission (the kernel copies them: FEAT_SUBMIT_STABLE), and
         // files of the ring's table or descriptors the thread keeps.
-        let pushed = unsafe { self.ring.submission().push(&entry.user_data(u64::from(at))) };
-        // There is room: see `make_room`.
-        pushed.expect("room in the submission queue");
+        let put = unsafe { self.ring.submission().push_multiple(&self.staged) };
+        // Every submission empties the queue, and no more is staged than it holds: see `make_room`.
+        put.expect("room in the submission queue");
+        self.staged.clear();
     }
 
     /// Hands everything over to the kernel; returns when the queue is empty again.
     pub fn submit(&mut self) {
+        if self.staged.is_empty() {
+            return;
+        }
+        self.put_staged();
+        self.enter();
+    }
+
+    /// Enters until the kernel has taken everything.
+    fn enter(&mut self) {
         while !self.ring.submission().is_empty() {
             self.enters += 1;
             if let Err(error) = self.ring.submit() {
@@ -486,6 +482,10 @@ impl Uring {
 
     /// Submits, waits for at least one completion, or `timeout`; one system call.
     pub fn submit_and_wait(&mut self, timeout: Option<Duration>) {
+        let put = !self.staged.is_empty();
+        if put {
+            self.put_staged();
+        }
         self.enters += 1;
         let result = match timeout {
             None => self.ring.submit_and_wait(1),
@@ -499,8 +499,10 @@ impl Uring {
             Err(error) if error.raw_os_error() != Some(libc::ETIME) => self.refused(error),
             _ => {}
         }
-        // A partial submission is finished before the vectors are used again.
-        self.submit();
+        if put {
+            // A partial submission is finished before the vectors are used again.
+            self.enter();
+        }
     }
 
     /// Submits without waiting and lets the kernel process what has ended.
@@ -523,7 +525,7 @@ impl Uring {
     /// True when something has ended, as far as can be told without a system call.
     #[inline]
     pub fn has_completions(&mut self) -> bool {
-        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+        self.handed < self.reaped.len() || !self.ring.completion().is_empty() || self.ring.submission().taskrun()
     }
 
     #[cold]
@@ -537,10 +539,16 @@ impl Uring {
     }
 
     /// The next completion, if there is one; never waits.
-    #[inline]
+    #[inline(always)]
     pub fn reap(&mut self) -> Option<Completion> {
-        let entry = self.ring.completion().next()?;
-        let at = entry.user_data() as usize;
+        if self.handed == self.reaped.len() {
+            self.reaped.clear();
+            self.handed = 0;
+            self.reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        }
+        let &(at, result) = self.reaped.get(self.handed)?;
+        self.handed += 1;
+        let at = at as usize;
         let flying = self.flying[at].take().expect("one completion per operation");
         self.vacant.push(at as u32);
         if let Some(Some(memory)) = self.memories.get_mut(usize::from(flying.owner.memory.0)) {
@@ -551,7 +559,7 @@ impl Uring {
                 self.with_table(flying.owner.memory, Memory::collect);
             }
         }
-        Some(Completion { owner: flying.owner, operation: flying.operation, result: entry.result() })
+        Some(Completion { owner: flying.owner, operation: flying.operation, result })
     }
 }
 

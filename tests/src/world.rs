@@ -237,48 +237,24 @@ impl Lane {
         shape: Shape,
         wrap: impl FnOnce(Box<dyn Grants>) -> Box<dyn Grants>,
     ) -> Result<Lane, String> {
-        let service = world.service.domid;
-        let Shape { ring_order, first_index, abi, .. } = shape;
-        let options = Options { ring_order, first_index, abi, ..Options::default() };
-        let queue = Queue::new(Box::new(memory), Box::new(world.ports(guest)), service, &options).unwrap();
-        let ring_refs = queue.ring_grant.refs.iter().map(|gref| gref.0).collect();
-        let connect = Connect {
-            guest: guest.0,
-            devid,
-            negotiated: Negotiated {
-                abi: queue.abi,
-                persistent: shape.persistent,
-                max_indirect: 256,
-                queues: vec![QueueKeys { ring_refs, event_channel: queue.port.0 }],
-            },
-            disk: DiskParams {
-                physical_sector_size: 4096,
-                logical_sector_size: shape.unit,
-                read_only: shape.read_only,
-                discard: shape.discard,
-                barrier: shape.barrier,
-                on_error: shape.on_error,
-                flush_failed: shape.flush_failed,
-                fault: shape.fault,
-                ..DiskParams::plain(shape.sectors.unwrap_or(volume.metadata().unwrap().len() / 512))
-            },
-            max_persistent: shape.max_persistent,
-            fixed_buffers: shape.fixed,
-            transient: shape.transient,
-            zero_copy: shape.zero_copy,
-        };
+        let (queue, connect) = lay_out(world, (guest, memory), devid, volume, shape);
         let journal = create_journal(&connect, 0).unwrap();
-        let connection = embedded::connect(world.dir.path(), service).unwrap();
+        let connection = embedded::connect(world.dir.path(), world.service.domid).unwrap();
         let grants = wrap(Box::new(Foreign::new(connection, guest).unwrap()));
         let meter = Meter::create(1).unwrap();
         let volume = volume.try_clone().unwrap().into();
         let queues = vec![QueueParts { journal, grants }];
         worker.connect(connect, Some(volume), meter.try_clone().unwrap(), queues).unwrap();
         match wait_report(worker) {
-            Report::Connected { path, .. } => Ok(Lane { devid, queue, path, meter: Meter::open(meter).unwrap() }),
+            Report::Connected { path, .. } => Ok(Lane::new(devid, queue, path, meter)),
             Report::Failed { reason, .. } => Err(reason),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The guest's end of a disk that somebody serves and counts in `meter`.
+    pub fn new(devid: u32, queue: Queue, path: String, meter: OwnedFd) -> Lane {
+        Lane { devid, queue, path, meter: Meter::open(meter).unwrap() }
     }
 
     /// Puts slots into the ring and tells the backend if it wants to be told.
@@ -352,6 +328,47 @@ impl Lane {
             last = now;
         }
     }
+}
+
+/// Lays a ring out, and describes the disk on it as its worker will be told.
+pub fn lay_out(
+    world: &World,
+    (guest, memory): (DomId, GuestMemory),
+    devid: u32,
+    volume: &File,
+    shape: Shape,
+) -> (Queue, Connect) {
+    let Shape { ring_order, first_index, abi, .. } = shape;
+    let options = Options { ring_order, first_index, abi, ..Options::default() };
+    let (grants, events) = (Box::new(memory), Box::new(world.ports(guest)));
+    let queue = Queue::new(grants, events, world.service.domid, &options).unwrap();
+    let ring_refs = queue.ring_grant.refs.iter().map(|gref| gref.0).collect();
+    let connect = Connect {
+        guest: guest.0,
+        devid,
+        negotiated: Negotiated {
+            abi: queue.abi,
+            persistent: shape.persistent,
+            max_indirect: 256,
+            queues: vec![QueueKeys { ring_refs, event_channel: queue.port.0 }],
+        },
+        disk: DiskParams {
+            physical_sector_size: 4096,
+            logical_sector_size: shape.unit,
+            read_only: shape.read_only,
+            discard: shape.discard,
+            barrier: shape.barrier,
+            on_error: shape.on_error,
+            flush_failed: shape.flush_failed,
+            fault: shape.fault,
+            ..DiskParams::plain(shape.sectors.unwrap_or(volume.metadata().unwrap().len() / 512))
+        },
+        max_persistent: shape.max_persistent,
+        fixed_buffers: shape.fixed,
+        transient: shape.transient,
+        zero_copy: shape.zero_copy,
+    };
+    (queue, connect)
 }
 
 /// The worker's next report.

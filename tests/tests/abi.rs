@@ -300,8 +300,8 @@ fn golden_blkif_bytes(probe: &mut Probe, abi: proto::Abi) {
     probe.bytes("struct blkif_request", request, &ours[0]);
     probe.bytes("struct blkif_request_discard", discard, &ours[1]);
     probe.bytes("struct blkif_request_indirect", indirect, &ours[2]);
-    let (bytes, len) = abi.response(ID, operation, proto::BLKIF_RSP_EOPNOTSUPP);
-    probe.bytes("struct blkif_response", response, &bytes[..len]);
+    let words = proto::response(ID, operation, proto::BLKIF_RSP_EOPNOTSUPP);
+    probe.bytes("struct blkif_response", response, &words.as_bytes()[..abi.response_len()]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The appliance and the command `windsor`.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod channel;
 pub mod cli;
 pub mod config;

@@ -3,6 +3,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use unikernel::cli::attach::AttachArgs;
+use unikernel::cli::bench::BenchArgs;
 use unikernel::cli::daemon::SupervisorArgs;
 use unikernel::cli::demo::{DemoArgs, DemoPartArgs};
 use unikernel::cli::detach::DetachArgs;
@@ -21,8 +22,8 @@ use unikernel::cli::vm::VmArgs;
 use unikernel::cli::volume::VolumeArgs;
 use unikernel::cli::xenstore::XenstoreArgs;
 use unikernel::cli::{
-    attach, daemon, demo, detach, doctor, guest, host, image, logs, man, metrics, resume, serve, status, top, vm,
-    volume, xenstore,
+    attach, bench, daemon, demo, detach, doctor, guest, host, image, logs, man, metrics, resume, serve, status, top,
+    vm, volume, xenstore,
 };
 
 /// Virtual machines that serve disks and networks to other virtual machines
@@ -40,6 +41,8 @@ struct Arguments {
 enum Command {
     /// The whole thing on this machine: a disk goes through it, is checked and measured
     Demo(DemoArgs),
+    /// Loads on the paravirtual path, measured at both ends
+    Bench(BenchArgs),
     /// Embedded host: stands in for Xen and xenstored on any Linux
     Host(HostArgs),
     /// The daemon of a service VM
@@ -92,6 +95,7 @@ fn main() {
     let done = |()| 0;
     let ended = match Arguments::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::DemoPart(args) => demo::run_part(&args),
         Command::Host(args) => host::run(&args).map(done),
         Command::Serve(args) => serve::run(&args),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! supervisor                                     worker of a guest's disks
-//!   Start::Disks{guest, threads}            -->  starts its threads; fds: per thread event channels, fence
+//!   Start::Disks{guest, threads, poll_us}   -->  starts its threads; fds: per thread event channels, fence
 //!   Order::Connect{connect, volume}         -->  fds: [volume], meter, per queue journal and grants
 //!   Order::Disconnect{devid}                -->  drains, unmaps
 //!   Order::Resize{devid, sectors}           -->  lets requests reach the new size
@@ -37,7 +37,7 @@ use crate::keeper::wire;
 use crate::world::Kind;
 
 /// Changes whenever a message does: supervisor and worker are the same binary, except while it is being replaced.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The first message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +66,8 @@ pub enum Served {
         guest: u16,
         /// How many threads; two descriptors come for each.
         threads: usize,
+        /// How long they look for work before they sleep, in microseconds.
+        poll_us: u64,
     },
     /// The cards of all guests in one network.
     Network {

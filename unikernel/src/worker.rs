@@ -9,7 +9,9 @@ mod network;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use grant::DomId;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::message::{Channel, Served, Start, VERSION};
@@ -31,7 +33,12 @@ pub fn run() -> io::Result<()> {
         return Err(invalid("the supervisor speaks another version"));
     }
     match what {
-        Served::Disks { guest, threads } => disks::run(&channel, world, guest, threads, fds),
+        Served::Disks { guest, threads, poll_us } => {
+            let guest = DomId(guest);
+            let worker = disks::start(world, guest, threads, fds)?;
+            worker.poll_for(Duration::from_micros(poll_us));
+            disks::serve(&channel, worker, world, guest)
+        }
         Served::Network { uplink } => network::run(&channel, world, uplink, fds),
     }
 }

@@ -32,6 +32,8 @@ impl Fault {
             return io.finish(Err(5));
         }
         self.inner.start(job, io);
+        // Whatever ends comes here first.
+        job.last = false;
         self.end(job, io);
     }
 
@@ -66,6 +68,7 @@ impl Disk for Fault {
             return self.begin(job, io);
         }
         self.inner.step(job, ended, io);
+        job.last = false;
         self.end(job, io);
     }
 

@@ -40,6 +40,8 @@ pub struct Job {
     pub step: u32,
     /// The same for a disk that wraps another one.
     pub outer_step: u32,
+    /// The next transfer to end well ends the job, too, and the disk need not be asked: see [`Io::finish_with`].
+    pub last: bool,
 }
 
 impl Job {
@@ -52,6 +54,7 @@ impl Job {
         edges: Edges { head: 0, tail: 0 },
         step: 0,
         outer_step: 0,
+        last: false,
     };
 
     /// It changes what is on the disk.
@@ -149,6 +152,7 @@ pub struct Io<'a> {
 
 impl Io<'_> {
     /// Reads `len` bytes at `at` of the file into the job's memory from byte `start`.
+    #[inline(always)]
     pub fn read(&mut self, job: &Job, file: FileSlot, at: u64, start: u32, len: u32) {
         self.transfer(job, Transfer { direction: Direction::Read, file, at, start, len });
     }
@@ -158,6 +162,14 @@ impl Io<'_> {
         self.transfer(job, Transfer { direction: Direction::Write, file, at, start, len });
     }
 
+    /// What was just asked for is the last of the job: when it has ended well, the job has. A failure still comes to
+    /// [`Disk::step`]. For disks that would do nothing but say `finish`.
+    #[inline]
+    pub fn finish_with(&mut self, job: &mut Job) {
+        job.last = true;
+    }
+
+    #[inline(always)]
     fn transfer(&mut self, job: &Job, transfer: Transfer) {
         // A limited transfer comes back short and is continued: what `fault` uses to prove that.
         *self.pending += 1;
@@ -244,6 +256,7 @@ impl Io<'_> {
         self.most = bytes;
     }
 
+    #[inline(always)]
     fn owner(&self, job: &Job) -> Owner {
         Owner { memory: self.memory, slot: job.slot }
     }

@@ -70,6 +70,9 @@ impl Raw {
         let (at, len) = covered(job);
         job.step = DATA;
         io.write(job, self.file, at, 0, len);
+        if job.operation == Operation::Write {
+            io.finish_with(job);
+        }
     }
 
     fn discard(&self, job: &Job, sectors: u64, secure: bool, io: &mut Io<'_>) {
@@ -101,6 +104,7 @@ impl Disk for Raw {
             Operation::Read => {
                 let (at, len) = covered(job);
                 io.read(job, self.file, at, 0, len);
+                io.finish_with(job);
             }
             Operation::Write => self.write(job, io),
             // A barrier's data must not be on the medium before that of earlier writes is, whenever the power fails:

@@ -1,7 +1,6 @@
 //! What a queue counts, and how much of it is logged.
 
-use std::time::Instant;
-
+use grant::meter::Block;
 use grant::uring::Operation as RingOperation;
 
 use super::{BlkQueue, Slot};
@@ -9,27 +8,63 @@ use crate::proto::{BLKIF_RSP_OKAY, SECTOR_SIZE};
 use crate::request::Operation;
 use crate::stats::Counter;
 
-impl BlkQueue {
+/// What most requests of a batch are, summed up before it is counted where others can see it.
+#[derive(Default)]
+pub(super) struct Tally {
+    reads: u64,
+    read_bytes: u64,
+    writes: u64,
+    write_bytes: u64,
+    nanoseconds: u64,
+}
+
+impl Tally {
+    /// Counts a request that is answered at `now`.
     #[inline]
-    pub(super) fn account_request(&self, state: &Slot, now: Instant) {
+    pub(super) fn add(&mut self, state: &Slot, now: u64, meter: &Block) {
         if state.rejected {
             return;
         }
         let len = u64::from(state.job.len);
-        let (operations, bytes, len) = match state.job.operation {
-            Operation::Read => (Counter::Reads, Counter::ReadBytes, len),
-            Operation::Write => (Counter::Writes, Counter::WriteBytes, len),
-            Operation::Flush => (Counter::Flushes, Counter::WriteBytes, len),
-            Operation::Barrier => (Counter::Barriers, Counter::WriteBytes, len),
-            Operation::Discard { sectors, .. } => (Counter::Discards, Counter::DiscardBytes, sectors * SECTOR_SIZE),
-        };
-        self.count(operations, 1);
-        self.count(bytes, len);
-        if state.status != BLKIF_RSP_OKAY {
-            self.count(Counter::Errors, 1);
+        match state.job.operation {
+            Operation::Read => {
+                self.reads += 1;
+                self.read_bytes += len;
+            }
+            Operation::Write => {
+                self.writes += 1;
+                self.write_bytes += len;
+            }
+            _ => count_rare(state, len, meter),
         }
-        let nanoseconds = now.duration_since(state.taken).as_nanos() as u64;
-        self.parts.meter.record(nanoseconds);
+        if state.status != BLKIF_RSP_OKAY {
+            meter.add(Counter::Errors as usize, 1);
+        }
+        let nanoseconds = now.saturating_sub(state.taken);
+        meter.record(nanoseconds);
+        self.nanoseconds += nanoseconds;
+    }
+}
+
+#[cold]
+fn count_rare(state: &Slot, len: u64, meter: &Block) {
+    let (operations, bytes, len) = match state.job.operation {
+        Operation::Read | Operation::Write => return,
+        Operation::Flush => (Counter::Flushes, Counter::WriteBytes, len),
+        Operation::Barrier => (Counter::Barriers, Counter::WriteBytes, len),
+        Operation::Discard { sectors, .. } => (Counter::Discards, Counter::DiscardBytes, sectors * SECTOR_SIZE),
+    };
+    meter.add(operations as usize, 1);
+    meter.add(bytes as usize, len);
+}
+
+impl BlkQueue {
+    pub(super) fn account_tally(&self, tally: &Tally) {
+        let Tally { reads, read_bytes, writes, write_bytes, nanoseconds } = *tally;
+        self.count(Counter::Reads, reads);
+        self.count(Counter::ReadBytes, read_bytes);
+        self.count(Counter::Writes, writes);
+        self.count(Counter::WriteBytes, write_bytes);
         self.count(Counter::Nanoseconds, nanoseconds);
     }
 

@@ -1,28 +1,38 @@
 //! From the ring to requests that have all they need but memory of their own: take, parse, find the segments, check the
 //! range, find the pages.
 
-use std::time::Instant;
-
 use grant::reactor::Core;
 
 use super::{BATCH, BlkQueue, Parts, Slot};
 use crate::disk::{Edges, Job};
-use crate::proto::{BLKIF_RSP_ERROR, BlkifRequest64, BlkifRequestSegment, SECTOR_SIZE, SEGMENTS_PER_PAGE};
-use crate::request::{Operation, Rejected, Request, Segments, byte_range, discard_range};
+use crate::proto::{BLKIF_RSP_ERROR, BlkifRequestSegment, SECTOR_SIZE, SEGMENTS_PER_PAGE};
+use crate::request::{Operation, Plain, Rejected, Request, Segments, byte_range, discard_range};
 use crate::stats::Counter;
 
 impl BlkQueue {
     /// Copies requests out of the ring, into the journal, and parses the copies.
     pub(super) fn take(&mut self, waiting: u32, core: &mut Core) {
         let room = self.free.len().min(BATCH).min(waiting as usize);
-        let mut indirect = 0;
+        let (now, mut indirect) = (core.clock(), 0);
         for _ in 0..room {
             let Some(slot) = self.free.pop() else { break };
-            self.parts.journal.take(slot, &mut self.parts.ring);
-            let copy: BlkifRequest64 = self.parts.journal.request(slot);
+            let copy = self.parts.journal.take(slot, &mut self.parts.ring);
+            let segments = self.parts.data.segments_room(slot);
+            if let Some(plain) = Plain::parse(&copy, &self.parts.limits, segments) {
+                if self.start_at_once(slot, &plain, now, core) {
+                    continue;
+                }
+                self.parts.data.segments_set(slot, plain.count);
+                let Plain { id, operation, response_op, sector, .. } = plain;
+                // Until its range is known, the number of segments stands in `len`: as in `accept`.
+                let job = Job { slot, operation, at: sector, len: plain.count.into(), ..Job::NONE };
+                self.slots[usize::from(slot)] = Slot { id, response_op, job, ..Slot::new(now) };
+                self.batch.push(slot);
+                continue;
+            }
             match Request::parse(zerocopy::IntoBytes::as_bytes(&copy), &self.parts.limits) {
                 Ok(request) => {
-                    self.accept(slot, &request, core.now);
+                    self.accept(slot, &request, now);
                     match request.segments {
                         Segments::Direct(segments, count) => {
                             self.parts.data.set_segments(slot, &segments[..usize::from(count)]);
@@ -36,7 +46,7 @@ impl BlkQueue {
                     }
                     self.batch.push(slot);
                 }
-                Err(rejected) => self.reject(slot, rejected, core.now),
+                Err(rejected) => self.reject(slot, rejected, now),
             }
         }
         if indirect > 0 {
@@ -44,7 +54,7 @@ impl BlkQueue {
         }
     }
 
-    fn accept(&mut self, slot: u16, request: &Request, now: Instant) {
+    fn accept(&mut self, slot: u16, request: &Request, now: u64) {
         // Until its segments are there, the number of segments stands in `len`.
         let len = request.count() as u32;
         let job = Job { slot, operation: request.operation, at: request.sector, len, ..Job::NONE };
@@ -53,7 +63,7 @@ impl BlkQueue {
     }
 
     #[cold]
-    fn reject(&mut self, slot: u16, rejected: Rejected, now: Instant) {
+    fn reject(&mut self, slot: u16, rejected: Rejected, now: u64) {
         let Rejected { id, response_op, status, reason } = rejected;
         tracing::trace!(devid = self.parts.devid, id, reason, "request rejected");
         self.count(Counter::Rejected, 1);
@@ -82,7 +92,7 @@ impl BlkQueue {
                 }
                 Err(reason) => {
                     let Slot { id, response_op, .. } = self.slots[usize::from(slot)];
-                    self.reject(slot, Rejected { id, response_op, status: BLKIF_RSP_ERROR, reason }, core.now);
+                    self.reject(slot, Rejected { id, response_op, status: BLKIF_RSP_ERROR, reason }, core.clock());
                     false
                 }
             }
@@ -97,7 +107,7 @@ impl BlkQueue {
             if !self.place(slot) {
                 let Slot { id, response_op, .. } = self.slots[usize::from(slot)];
                 let reason = "beyond the end of the disk";
-                self.reject(slot, Rejected { id, response_op, status: BLKIF_RSP_ERROR, reason }, core.now);
+                self.reject(slot, Rejected { id, response_op, status: BLKIF_RSP_ERROR, reason }, core.clock());
                 return false;
             }
             self.parts.data.locate(slot, &mut core.ring);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use blkback::proto::{
     Abi, BLKIF_OP_DISCARD, BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ, BLKIF_OP_WRITE,
     BLKIF_OP_WRITE_BARRIER, BlkifRequest32, BlkifRequest64, BlkifRequestDiscard32, BlkifRequestDiscard64,
-    BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, SEGMENTS_PER_PAGE,
+    BlkifRequestIndirect32, BlkifRequestIndirect64, BlkifRequestSegment, SEGMENTS_PER_PAGE, response,
 };
 use grant::heap::{Heap, HeapGrants, HeapPorts};
 use grant::ring::BackRing;
@@ -161,8 +161,8 @@ impl Backend {
 
     /// Answers whatever is wanted.
     pub fn answer(&mut self, id: u64, operation: u8, status: i16) {
-        let (bytes, len) = self.abi.response(id, operation, status);
-        self.ring.respond(&bytes[..len]);
+        let words = response(id, operation, status);
+        self.ring.respond_words(words, self.abi.response_len());
     }
 
     /// Shows the answers; true when the frontend was told.

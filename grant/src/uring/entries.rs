@@ -58,6 +58,7 @@ fn flags(transfer: &Transfer) -> i32 {
     }
 }
 
+#[inline(always)]
 pub(super) fn one_fixed(transfer: &Transfer, vector: &libc::iovec, buffer: u16) -> Entry {
     let (file, base, len) = (types::Fixed(transfer.file.0), vector.iov_base.cast::<u8>(), transfer.len);
     match transfer.direction {

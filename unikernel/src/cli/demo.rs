@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use super::host::HostArgs;
 use super::serve::ServeArgs;
 use super::{FAILED, Failure};
+use crate::bench;
 use crate::demo::{self, Demo};
 
 /// Arguments of `windsor demo`.
@@ -86,6 +87,27 @@ enum DemoPart {
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
     },
+    /// The bench's guest
+    BenchGuest {
+        /// Directory of the embedded host
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// Its name
+        #[arg(long)]
+        name: String,
+        /// Requests that each queue has room for
+        #[arg(long)]
+        depth: usize,
+        /// Pages of the largest request
+        #[arg(long)]
+        pages: usize,
+        /// Queues
+        #[arg(long)]
+        queues: u16,
+        /// Without persistent grants
+        #[arg(long)]
+        no_persistent: bool,
+    },
 }
 
 /// Runs one process of the demo; it ends when the demo does.
@@ -95,7 +117,7 @@ enum DemoPart {
 pub fn run_part(args: &DemoPartArgs) -> Result<i32, Failure> {
     // Guests have nothing to put in order; the others are asked.
     let signal = match &args.part {
-        DemoPart::Guest { .. } | DemoPart::Cards { .. } => Signal::SIGKILL,
+        DemoPart::Guest { .. } | DemoPart::Cards { .. } | DemoPart::BenchGuest { .. } => Signal::SIGKILL,
         DemoPart::Host(_) | DemoPart::Serve(_) => Signal::SIGTERM,
     };
     set_pdeathsig(signal).map_err(|error| Failure::new(FAILED, error))?;
@@ -113,6 +135,21 @@ pub fn run_part(args: &DemoPartArgs) -> Result<i32, Failure> {
                 _ => demo::guest::run(dir, orders, answers),
             };
             ran.map(|()| 0).map_err(|error| Failure::new(FAILED, error))
+        }
+        DemoPart::BenchGuest { dir, name, depth, pages, queues, no_persistent } => {
+            super::log("warn");
+            let guest = bench::guest::Guest {
+                dir: dir.clone(),
+                name: name.clone(),
+                vdev: bench::DISK,
+                queues: *queues,
+                depth: *depth,
+                pages: *pages,
+                persistent: !no_persistent,
+            };
+            let (orders, answers) = (std::io::stdin().lock(), std::io::stdout().lock());
+            guest.run(orders, answers).map_err(|error| Failure::new(FAILED, error))?;
+            Ok(0)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The subcommands: their arguments, what they print, and what they exit with.
 
 pub mod attach;
+pub mod bench;
 pub mod daemon;
 pub mod demo;
 pub mod detach;

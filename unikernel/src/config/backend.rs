@@ -29,6 +29,9 @@ pub struct Backend {
     pub initwait_dwell_ms: u64,
     /// Threads of a worker, 1 to 16; 0 means one per CPU, at most 4.
     pub threads: usize,
+    /// How long a thread that has nothing to do looks for work before it sleeps, where that pays lately, in
+    /// microseconds: 0 (never) to 1000.
+    pub poll_us: u64,
     /// Where the data of a request goes.
     pub data_path: DataPath,
     /// How the pages of frontends without persistent grants are reached on the zero-copy path: `auto`, `copy`, `map`.
@@ -69,6 +72,7 @@ impl Default for Backend {
             barrier: true,
             initwait_dwell_ms: 500,
             threads: 0,
+            poll_us: 20,
             data_path: DataPath::Auto,
             transient: Transient::Auto,
             memory: None,
@@ -148,5 +152,6 @@ pub(super) fn check(backend: &Backend) -> Result<(), String> {
     }
     within("queues", backend.queues.into(), 1..=16, "1 to 16")?;
     within("initwait-dwell-ms", backend.initwait_dwell_ms, 0..=8000, "0 to 8000; a toolstack waits 10 s in all")?;
+    within("poll-us", backend.poll_us, 0..=1000, "0 (never) to 1000 microseconds")?;
     within("threads", backend.threads as u64, 0..=MAX_THREADS as u64, "0 (one per CPU, at most 4) to 16")
 }

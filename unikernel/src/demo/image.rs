@@ -1,7 +1,7 @@
 //! What the demo serves: a file of the user's, for reading only, or a scratch file of its own.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -84,6 +84,21 @@ impl Image {
         let buffered = buffered(made.path(), made.as_file());
         let path = made.path().to_owned();
         Ok((Image { path, size, allocated: None, buffered, read_only: false }, made.into_temp_path()))
+    }
+
+    /// Writes all of it, so that nothing is a hole and, if there is room, all is in the page cache.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn fill(&self) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).open(&self.path)?;
+        let mut chunk = vec![0; 1 << 20];
+        for at in (0..self.size).step_by(chunk.len()) {
+            fastrand::fill(&mut chunk);
+            let len = (self.size - at).min(chunk.len() as u64) as usize;
+            file.write_all(&chunk[..len])?;
+        }
+        file.sync_data()
     }
 
     /// `[[volume]]` for the configuration of the service VM, as volume `name`.

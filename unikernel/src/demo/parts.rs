@@ -1,4 +1,4 @@
-//! The processes of the demo and its directory: started one by one, and taken down together whatever happens.
+//! The processes of a demo or a bench and its directory: started one by one, and taken down together whatever happens.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -23,7 +23,7 @@ const SERVE_STOPS: Duration = Duration::from_secs(20);
 /// How long a host may take.
 const HOST_STOPS: Duration = Duration::from_secs(5);
 
-/// One of the demo's processes.
+/// One of its processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The embedded host.
@@ -34,6 +34,8 @@ pub enum Part {
     Guest,
     /// The two guests with cards.
     Cards,
+    /// The bench's guest.
+    BenchGuest,
 }
 
 impl Part {
@@ -44,6 +46,7 @@ impl Part {
             Part::Serve => "serve",
             Part::Guest => "guest",
             Part::Cards => "cards",
+            Part::BenchGuest => "bench-guest",
         }
     }
 }
@@ -174,6 +177,11 @@ impl Parts {
         Ok((orders, BufReader::new(answers)))
     }
 
+    /// A part's process number, if it was started.
+    pub fn pid(&self, part: Part) -> Option<u32> {
+        self.all().child(part).map(|child| child.id())
+    }
+
     /// Why a part ended: its last line and its exit code.
     pub fn explain(&self, part: Part) -> Failure {
         let code = self.all().child(part).and_then(|child| wait(child, Duration::from_secs(1)));
@@ -240,7 +248,7 @@ fn stop(part: Part, child: &mut Child) -> Option<()> {
     // Not waited for yet: the number is still the child's.
     let pid = Pid::from_raw(i32::try_from(child.id()).ok()?);
     let patience = match part {
-        Part::Guest | Part::Cards => Duration::ZERO,
+        Part::Guest | Part::Cards | Part::BenchGuest => Duration::ZERO,
         Part::Serve => SERVE_STOPS,
         Part::Host => HOST_STOPS,
     };

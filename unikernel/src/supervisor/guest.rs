@@ -9,6 +9,7 @@ use grant::DomId;
 use grant::meter::Meter;
 
 use super::worker::{self, Worker};
+use crate::config::Backend;
 use crate::message::{Order, Served, Start};
 use crate::world::World;
 
@@ -58,11 +59,12 @@ impl Package {
 }
 
 impl Guest {
-    /// Starts a worker and its threads.
+    /// Starts a worker and as many threads as `backend` says.
     ///
     /// # Errors
     /// With what could not be opened or started.
-    pub fn start(world: &World, own: DomId, domid: DomId, threads: usize) -> io::Result<Guest> {
+    pub fn start(world: &World, own: DomId, domid: DomId, backend: &Backend) -> io::Result<Guest> {
+        let threads = backend.worker_threads();
         let mut sent = Vec::with_capacity(threads * 2);
         let mut fences = Vec::with_capacity(threads);
         for _ in 0..threads {
@@ -71,7 +73,7 @@ impl Guest {
             sent.push(write);
             fences.push(read);
         }
-        let start = Start::new(world.kind(), Served::Disks { guest: domid.0, threads });
+        let start = Start::new(world.kind(), Served::Disks { guest: domid.0, threads, poll_us: backend.poll_us });
         // Our copies of the write ends close here: from now on only the worker can keep a fence up.
         Ok(Guest { domid, worker: Worker::start(&start, &sent, fences)? })
     }

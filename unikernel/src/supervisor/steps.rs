@@ -272,8 +272,7 @@ impl Supervisor {
         {
             return Ok(*id);
         }
-        let threads = self.config.backend.worker_threads();
-        let mut worker = Guest::start(&self.world, self.own, DomId(guest), threads)?;
+        let mut worker = Guest::start(&self.world, self.own, DomId(guest), &self.config.backend)?;
         let id = self.next_worker;
         if let Err(error) = self.keep_worker(id, &worker) {
             worker.worker.kill("it cannot be kept");

@@ -13,17 +13,11 @@ use super::invalid;
 use crate::message::{Channel, Order};
 use crate::world::Kind;
 
-/// Serves until the supervisor hangs up.
+/// Starts the threads.
 ///
 /// # Errors
-/// When the control socket breaks or brings what no supervisor of this version sends.
-pub(super) fn run(channel: &Channel, world: Kind, guest: u16, threads: usize, fds: Vec<OwnedFd>) -> io::Result<()> {
-    let guest = DomId(guest);
-    let worker = start(world, guest, threads, fds)?;
-    serve(channel, worker, world, guest)
-}
-
-fn start(world: Kind, guest: DomId, threads: usize, fds: Vec<OwnedFd>) -> io::Result<Worker> {
+/// When the descriptors are not those of a start message, or the kernel refuses an io_uring.
+pub(super) fn start(world: Kind, guest: DomId, threads: usize, fds: Vec<OwnedFd>) -> io::Result<Worker> {
     if threads == 0 || threads.checked_mul(2) != Some(fds.len()) {
         return Err(invalid("the start message does not bring two descriptors for each thread"));
     }
@@ -35,7 +29,11 @@ fn start(world: Kind, guest: DomId, threads: usize, fds: Vec<OwnedFd>) -> io::Re
     Worker::start(guest, parts)
 }
 
-fn serve(channel: &Channel, mut worker: Worker, world: Kind, guest: DomId) -> io::Result<()> {
+/// Serves until the supervisor hangs up.
+///
+/// # Errors
+/// When the control socket breaks or brings what no supervisor of this version sends.
+pub(super) fn serve(channel: &Channel, mut worker: Worker, world: Kind, guest: DomId) -> io::Result<()> {
     // What the threads hold, so that a supervisor that took over and asks twice gets its answer.
     let mut served = HashSet::new();
     loop {
