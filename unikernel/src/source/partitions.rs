@@ -59,6 +59,11 @@ pub fn node(path: &Path, label: &str) -> Result<PathBuf, Refusal> {
 
 /// Makes, resizes or removes a partition. A name that is no volume's never gets here.
 pub(super) fn change(path: &Path, label: &str, change: &Change) -> Result<u64, Refusal> {
+    // New tables and partitions get random numbers, for which `gpt` polls /dev/random: in a VM where nothing happens it
+    // would wait for ever. Reading from it has the kernel make itself random.
+    File::open("/dev/random")
+        .and_then(|mut random| random.read_exact(&mut [0]))
+        .map_err(|error| failed(Path::new("/dev/random"), &error))?;
     let disk = match (Disk::open(path, true)?, change) {
         (Some(disk), _) => disk,
         (None, Change::Create { .. }) => Disk::format(path)?,
