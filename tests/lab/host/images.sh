@@ -111,7 +111,7 @@ build_dom0() {
         usr/bin/xenstore-{read,write,ls,rm,list,exists,watch,chmod} usr/bin/iperf3
     # libxl cancels threads, which loads this one only when it happens.
     cp -L /usr/lib/x86_64-linux-gnu/libgcc_s.so.1 "$tree/lib/"
-    with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback xen-netback brd loop
+    with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback xen-netback xen-netfront brd loop
     mkdir -p "$tree/etc/xen/scripts" "$tree/var/lib/xen"
     cp "$HERE/dom0/block" "$HERE/dom0/vif" "$tree/etc/xen/scripts/"
     cp "$HERE/dom0/init" "$tree/init"
