@@ -116,7 +116,7 @@ fn offload(tap: &OwnedFd, offloads: libc::c_uint) -> io::Result<()> {
 }
 
 /// Whether a TAP's file knows `RWF_NOWAIT` (linux/fs.h), without which io_uring neither reads nor writes it: such a file is
-/// for [`read`] and [`write`]. Linux 6.1's does not. A frame that waits in it may be lost.
+/// for [`read`] and [`write()`]. Linux 6.1's does not. A frame that waits in it may be lost.
 pub fn knows_nowait(tap: impl AsFd) -> bool {
     let mut frame = [0; HEADER];
     let vectors = &mut [io::IoSliceMut::new(&mut frame)];

@@ -6,7 +6,7 @@ use crate::memory::Span;
 
 impl Uring {
     /// Submits a read or write over `spans`, the whole memory of the request. At most `most` bytes are moved now;
-    /// the completion tells how many, and [`Completion::outcome`] what is left.
+    /// the completion tells how many, and [`outcome`](super::Completion::outcome) what is left.
     ///
     /// # Panics
     /// When the transfer is longer than the spans: both are ours.

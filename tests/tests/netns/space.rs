@@ -115,9 +115,14 @@ impl Space {
     /// Sends with iperf3 from here to a server; what both sides say at the end. Only one client at a time is served.
     #[track_caller]
     pub fn sends(&self, to: &str, options: &str) -> Value {
-        let said = self.must(&format!("iperf3 -J -c {to} {options}"));
-        let said: Value = serde_json::from_str(&said).unwrap();
-        said["end"].clone()
+        // A server takes a moment to end one client, and sends the next one away meanwhile. iperf3 calls that a success.
+        eventually("the server is free", || {
+            let said = self.must(&format!("iperf3 -J -c {to} {options}"));
+            let said: Value = serde_json::from_str(&said).unwrap();
+            let error = said["error"].as_str();
+            assert!(error.is_none_or(|error| error.contains("busy")), "iperf3 -c {to} {options}: {error:?}");
+            error.is_none().then(|| said["end"].clone())
+        })
     }
 
     /// Runs something on a thread that is in this namespace.
