@@ -12,6 +12,7 @@
 //! A queue never changes thread and is never locked; control speaks to it through the [`Inbox`].
 
 mod inbox;
+mod polling;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -19,6 +20,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 pub use inbox::{Inbox, Outbox, mailbox};
+use polling::Polling;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::uring::{Completion, MemoryId, Operation, Uring};
@@ -280,7 +282,7 @@ impl<Q: Queue> Reactor<Q> {
 
     /// How long the rings are looked at before the thread sleeps, where that pays; zero for never.
     pub fn poll_for(&mut self, budget: Duration) {
-        self.polling = Polling { budget, ..Polling::default() };
+        self.polling = Polling::new(budget);
     }
 
     /// All queues.
@@ -311,7 +313,11 @@ impl<Q: Queue> Reactor<Q> {
             busy |= reaped;
             busy |= self.settle(control);
             busy |= self.tick();
-            if busy || self.poll() || self.final_check() {
+            if busy {
+                self.polling.vain = false;
+                continue;
+            }
+            if self.poll() || self.final_check() {
                 continue;
             }
             self.sleep(inbox);
@@ -528,62 +534,5 @@ impl<Q: Queue> Reactor<Q> {
             called = true;
         }
         called
-    }
-}
-
-/// Bounded polling that gives up when it does not pay: each miss in a row doubles how many sleeps pass unpolled.
-#[derive(Debug)]
-struct Polling {
-    budget: Duration,
-    misses: u32,
-    skip: u32,
-}
-
-impl Default for Polling {
-    fn default() -> Polling {
-        Polling { budget: Polling::BUDGET, misses: 0, skip: 0 }
-    }
-}
-
-impl Polling {
-    /// Less than the cost of a sleep and a wake-up on another CPU (measured: about 60 us).
-    const BUDGET: Duration = Duration::from_micros(20);
-
-    fn budget(&mut self) -> Option<Duration> {
-        if self.budget.is_zero() {
-            return None;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return None;
-        }
-        Some(self.budget)
-    }
-
-    fn result(&mut self, found: bool) {
-        self.misses = if found { 0 } else { (self.misses + 1).min(10) };
-        // The first misses cost nothing yet: a burst has gaps.
-        self.skip = if self.misses > 2 { 1 << self.misses } else { 0 };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn polling_gives_up_and_comes_back() {
-        let mut polling = Polling::default();
-        let mut polled = 0;
-        for _ in 0..10_000 {
-            if polling.budget().is_some() {
-                polled += 1;
-                polling.result(false);
-            }
-        }
-        assert!(polled < 40, "{polled}");
-        while polling.budget().is_none() {}
-        polling.result(true);
-        assert!(polling.budget().is_some());
     }
 }
