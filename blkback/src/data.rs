@@ -114,6 +114,13 @@ fn zeroed<T: FromZeros>(count: usize) -> io::Result<Vec<T>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMemory;
 
+/// A segment's bytes where its page is mapped.
+#[inline]
+fn named(segment: &Segment, region: RegionId, place: Place) -> Span {
+    let offset = u32::from(place.page) * PAGE_SIZE as u32 + segment.span.offset();
+    Span { region, offset, len: segment.span.len() }
+}
+
 impl Data {
     /// Sets everything aside that requests will need; nothing is allocated afterwards.
     ///
@@ -184,9 +191,8 @@ impl Data {
     /// Takes over the segments of a direct request.
     #[inline]
     pub fn set_segments(&mut self, slot: u16, segments: &[Segment]) {
-        let base = self.base(slot);
-        self.segments[base..base + segments.len()].copy_from_slice(segments);
-        self.held[usize::from(slot)] = Held { segments: segments.len() as u16, ..Held::default() };
+        self.segments_room(slot)[..segments.len()].copy_from_slice(segments);
+        self.segments_set(slot, segments.len() as u8);
     }
 
     /// Asks for the page with a request's segments; [`Data::map`] and [`Data::copy_indirect`] bring them.
@@ -433,11 +439,10 @@ impl Data {
     fn name_guest_pages(&mut self, base: usize, count: usize) -> bool {
         let Some(table) = &self.table else { return false };
         let places = self.places[base..base + count].iter().zip(&self.segments[base..base + count]);
-        for ((place, Segment { span, .. }), to) in places.zip(&mut self.spans[base..base + count]) {
+        for ((place, segment), to) in places.zip(&mut self.spans[base..base + count]) {
             let Some(place) = place.get() else { return false };
             let Some(region) = table.region(place.slab) else { return false };
-            let offset = u32::from(place.page) * PAGE_SIZE as u32 + span.offset();
-            *to = Span { region, offset, len: span.len() };
+            *to = named(segment, region, place);
         }
         true
     }

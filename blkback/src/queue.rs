@@ -19,7 +19,7 @@ use crate::disk::{Disk, Ended, Erased, Io, Job};
 use crate::gate::Pass;
 use crate::hold::Hold;
 use crate::proto::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, SECTOR_SIZE, response};
-use crate::request::{Limits, Operation, Plain};
+use crate::request::{Limits, Operation, Plain, byte_range};
 use crate::stats::Counter;
 
 /// Most requests a turn takes.
@@ -236,22 +236,18 @@ impl BlkQueue {
     }
 
     /// Takes a plain request all the way to the disk, if nothing stands in its way and all its pages are mapped where
-    /// I/O may touch them: what most requests are. False leaves it to the longer way, with its pages held or not as
-    /// before.
+    /// I/O may touch them: what most requests are. False leaves it to the longer way, with nothing held.
     #[inline]
     pub(super) fn start_at_once(&mut self, slot: u16, plain: &Plain, now: u64, core: &mut Core) -> bool {
         let Parts { pass, data, journal, disk, memory, .. } = &mut self.parts;
-        if pass.is_some() || self.unit != SECTOR_SIZE as u32 || !self.stalled.is_empty() {
+        let is_plain_disk = pass.is_none() && self.unit == SECTOR_SIZE as u32;
+        if !is_plain_disk || !data.is_zero_copy() || !self.stalled.is_empty() {
             return false;
         }
-        let Some(spans) = data.locate_all(slot, usize::from(plain.count)) else { return false };
-        let len: u32 = spans.iter().map(|span| span.len).sum();
-        let end = plain.sector.checked_add(u64::from(len) / SECTOR_SIZE);
-        let (Some(at), true) = (plain.sector.checked_mul(SECTOR_SIZE), end.is_some_and(|end| end <= self.sectors))
-        else {
-            data.release(slot, &mut core.ring);
-            return false;
-        };
+        let count = usize::from(plain.count);
+        let range = byte_range(plain.sector, &data.segments_room(slot)[..count], self.sectors);
+        let Some((at, len)) = range else { return false };
+        let Some(spans) = data.locate_all(slot, count) else { return false };
         let job = Job { slot, operation: plain.operation, at, len, ..Job::NONE };
         let state = &mut self.slots[usize::from(slot)];
         let Plain { id, response_op, .. } = *plain;

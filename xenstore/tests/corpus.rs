@@ -4,19 +4,10 @@
 mod body;
 #[path = "model/paths.rs"]
 mod paths;
+#[path = "../../tests/fuzz/replay.rs"]
+mod replay;
 
-/// Replays a corpus, and says which input it was that broke something.
-fn replay(corpus: &str, target: fn(&[u8])) {
-    let directory = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus")).join(corpus);
-    let mut inputs: Vec<_> = directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
-    inputs.sort();
-    assert!(inputs.len() > 20, "{} inputs in {}", inputs.len(), directory.display());
-    for input in inputs {
-        let bytes = std::fs::read(&input).unwrap();
-        let survived = std::panic::catch_unwind(|| target(&bytes));
-        assert!(survived.is_ok(), "{}: {}", input.display(), bytes.escape_ascii());
-    }
-}
+use replay::replay;
 
 #[test]
 fn the_corpus_of_frames_is_survived() {

@@ -23,16 +23,17 @@ impl BlkQueue {
                     continue;
                 }
                 self.parts.data.segments_set(slot, plain.count);
-                let Plain { id, operation, response_op, sector, .. } = plain;
-                // Until its range is known, the number of segments stands in `len`: as in `accept`.
-                let job = Job { slot, operation, at: sector, len: plain.count.into(), ..Job::NONE };
-                self.slots[usize::from(slot)] = Slot { id, response_op, job, ..Slot::new(now) };
-                self.batch.push(slot);
+                let Plain { id, operation, response_op, sector, count } = plain;
+                // Until its range is known, the number of segments stands in `len`.
+                let job = Job { slot, operation, at: sector, len: count.into(), ..Job::NONE };
+                self.accept(Slot { id, response_op, job, ..Slot::new(now) });
                 continue;
             }
             match Request::parse(zerocopy::IntoBytes::as_bytes(&copy), &self.parts.limits) {
                 Ok(request) => {
-                    self.accept(slot, &request, now);
+                    let Request { id, operation, response_op, sector, .. } = request;
+                    let job = Job { slot, operation, at: sector, len: request.count() as u32, ..Job::NONE };
+                    self.accept(Slot { id, response_op, job, ..Slot::new(now) });
                     match request.segments {
                         Segments::Direct(segments, count) => {
                             self.parts.data.set_segments(slot, &segments[..usize::from(count)]);
@@ -44,7 +45,6 @@ impl BlkQueue {
                             indirect += 1;
                         }
                     }
-                    self.batch.push(slot);
                 }
                 Err(rejected) => self.reject(slot, rejected, now),
             }
@@ -54,12 +54,10 @@ impl BlkQueue {
         }
     }
 
-    fn accept(&mut self, slot: u16, request: &Request, now: u64) {
-        // Until its segments are there, the number of segments stands in `len`.
-        let len = request.count() as u32;
-        let job = Job { slot, operation: request.operation, at: request.sector, len, ..Job::NONE };
-        let Request { id, response_op, .. } = *request;
-        self.slots[usize::from(slot)] = Slot { id, response_op, job, ..Slot::new(now) };
+    #[inline]
+    fn accept(&mut self, state: Slot) {
+        self.slots[usize::from(state.job.slot)] = state;
+        self.batch.push(state.job.slot);
     }
 
     #[cold]

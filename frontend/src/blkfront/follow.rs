@@ -49,6 +49,9 @@ pub enum FollowError {
     /// It went away while we waited.
     #[error("the disk has gone")]
     Gone,
+    /// The backend did not let go in time.
+    #[error("the backend does not let go within {} s", .0.as_secs())]
+    Kept(Duration),
 }
 
 impl From<DeviceError> for FollowError {
@@ -186,6 +189,30 @@ impl Blkfront {
         self.device.closing(queues);
         self.connected = false;
         Ok(self.place.write(store, &[], Some(XenbusState::Closed))?)
+    }
+
+    /// Gives the disk back from our side and waits for the backend, at most so long: for programs with nothing else to
+    /// do. Returns what [`Blkfront::release`] does.
+    ///
+    /// # Errors
+    /// [`FollowError`]; [`FollowError::Kept`] when the time is over.
+    pub fn close(
+        mut self,
+        store: &mut Client,
+        queues: Vec<Queue>,
+        timeout: Duration,
+    ) -> Result<Vec<Granted>, FollowError> {
+        self.leave(store)?;
+        self.closed(store, queues)?;
+        let deadline = Instant::now() + timeout;
+        while !matches!(self.turn(store)?, Event::Finished | Event::Gone) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(FollowError::Kept(timeout));
+            }
+            store.next_event(Some(left))?;
+        }
+        Ok(self.release(store))
     }
 
     /// Ends the watch, every grant and every port. Returns what the backend still has mapped: these pages must stay as

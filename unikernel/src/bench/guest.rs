@@ -3,9 +3,9 @@
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use frontend::blkfront::{self, Blkfront, Event, Machine, Options};
+use frontend::blkfront::{self, Blkfront, Machine, Options};
 use grant::GrantAccess;
 use grant::embedded::{self, Domain, GuestMemory};
 use xenstore::Client;
@@ -118,23 +118,9 @@ fn run(lanes: &mut [Lane], job: &super::job::Job) -> io::Result<Vec<Ran>> {
 }
 
 /// Gives the disk back; how many pages the backend has not let go.
-fn close(mut front: Blkfront, mut store: Client, lanes: Vec<Lane>, access: &mut dyn GrantAccess) -> io::Result<usize> {
-    front.leave(&mut store).map_err(io::Error::other)?;
+fn close(front: Blkfront, mut store: Client, lanes: Vec<Lane>, access: &mut dyn GrantAccess) -> io::Result<usize> {
     let (queues, granted): (Vec<_>, Vec<_>) = lanes.into_iter().map(Lane::into_parts).unzip();
-    front.closed(&mut store, queues).map_err(io::Error::other)?;
-    let deadline = Instant::now() + CLOSE;
-    loop {
-        match front.turn(&mut store).map_err(io::Error::other)? {
-            Event::Finished | Event::Gone => break,
-            _ => {}
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::Error::other(format!("the backend does not let go within {} s", CLOSE.as_secs())));
-        }
-        store.next_event(Some(left)).map_err(io::Error::other)?;
-    }
-    let rings = front.release(&mut store);
+    let rings = front.close(&mut store, queues, CLOSE).map_err(io::Error::other)?;
     let data = granted.into_iter().flatten().filter_map(|granted| Some(access.end(granted).err()?.0));
     Ok(rings.into_iter().chain(data).map(|granted| granted.refs.len()).sum())
 }

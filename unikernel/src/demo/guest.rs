@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use frontend::blkfront::{self, Event, Options};
+use frontend::blkfront::{self, Options};
 use grant::embedded::{self, Domain, GuestMemory};
 
 use super::load::Disk;
@@ -93,20 +93,7 @@ fn check(disk: &mut Disk, answers: &mut impl Write) -> io::Result<Answer> {
 
 /// Gives the disk back; how many pages the backend has not let go.
 fn close(disk: Disk) -> io::Result<usize> {
-    let Disk { mut front, mut store, queue, .. } = disk;
-    front.leave(&mut store).map_err(io::Error::other)?;
-    front.closed(&mut store, vec![queue]).map_err(io::Error::other)?;
-    let deadline = Instant::now() + CLOSE;
-    loop {
-        match front.turn(&mut store).map_err(io::Error::other)? {
-            Event::Finished | Event::Gone => break,
-            _ => {}
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::Error::other(format!("the backend does not let go within {} s", CLOSE.as_secs())));
-        }
-        store.next_event(Some(left)).map_err(io::Error::other)?;
-    }
-    Ok(front.release(&mut store).iter().map(|granted| granted.refs.len()).sum())
+    let Disk { front, mut store, queue, .. } = disk;
+    let kept = front.close(&mut store, vec![queue], CLOSE).map_err(io::Error::other)?;
+    Ok(kept.iter().map(|granted| granted.refs.len()).sum())
 }
