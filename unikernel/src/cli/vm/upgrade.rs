@@ -8,7 +8,7 @@ use clap::Args;
 use super::super::{FAILED, Failure, Outcome};
 use crate::vm::create::{Source, check_image, place_image};
 use crate::vm::places;
-use crate::vm::upgrade::{self, Plan};
+use crate::vm::upgrade::{Plan, Upgrade};
 use crate::vm::xl::Xl;
 use crate::vm::{Places, Record};
 
@@ -52,7 +52,8 @@ pub(super) fn run(places: &Places, args: &UpgradeArgs) -> Outcome {
     }
     plan.check_space(places)?;
     place_image(&places.images(&args.name), &Source::Image(args.image.clone()), &record, &places.toml(&args.name))?;
-    upgrade::run(places, &mut store, &record, &plan, Duration::from_secs(args.wait), &mut say)?;
+    let wait = Duration::from_secs(args.wait);
+    Upgrade { places, store: &mut store, record: &record, wait, say: &mut say }.run(&plan)?;
     println!("{}", plan.to);
     Ok(())
 }
@@ -61,7 +62,7 @@ pub(super) fn back(places: &Places, args: &RollbackArgs) -> Outcome {
     let record = Record::load(places, &args.name)?;
     let mut store = super::dom0()?;
     let wait = Duration::from_secs(args.wait);
-    if !args.dry_run && upgrade::resume(places, &mut store, &record, wait, &mut say)? {
+    if !args.dry_run && (Upgrade { places, store: &mut store, record: &record, wait, say: &mut say }).resume()? {
         eprintln!("windsor: {}: what an upgrade has left is brought back", args.name);
         return Ok(());
     }
@@ -73,7 +74,7 @@ pub(super) fn back(places: &Places, args: &RollbackArgs) -> Outcome {
     if args.dry_run {
         return print(places, &plan);
     }
-    upgrade::run(places, &mut store, &record, &plan, wait, &mut say)?;
+    Upgrade { places, store: &mut store, record: &record, wait, say: &mut say }.run(&plan)?;
     println!("{previous}");
     Ok(())
 }

@@ -1,88 +1,66 @@
 //! The way back: from any point of an upgrade to the old image with every guest on it.
 
-use std::time::Duration;
-
-use xenstore::Client;
-
 use super::super::xl::{Running, Xl};
-use super::super::{Places, Record, start, stop};
+use super::super::{start, stop};
 use super::plan::{Guest, Plan};
-use super::run::{save, switch, unpause};
+use super::run::{Upgrade, save, switch, unpause};
 use crate::toolstack::Refusal;
 
-/// Goes back because of `why`, and returns what to tell the operator.
-pub(super) fn after(
-    places: &Places,
-    store: &mut Client,
-    record: &Record,
-    plan: &Plan,
-    wait: Duration,
-    say: &mut dyn FnMut(&str),
-    why: Refusal,
-) -> Refusal {
-    let name = &plan.name;
-    let guests: Vec<&str> = plan.guests.iter().map(|guest| guest.name.as_str()).collect();
-    let guests = if guests.is_empty() { "no guest".to_owned() } else { guests.join(", ") };
-    let text = match go(places, store, record, plan, wait, say) {
-        Ok(()) => format!("{name} was not upgraded: {why}; image {} serves {guests} as before", plan.from),
-        Err(worse) => format!(
-            "{name} was not upgraded: {why}; and going back failed: {worse}; guests may be saved in {}, `windsor vm rollback {name}` tries again",
-            plan.saved.display()
-        ),
-    };
-    match why {
-        Refusal::TimedOut(_) => Refusal::TimedOut(text),
-        _ => Refusal::Failed(text),
+impl Upgrade<'_> {
+    /// Goes back because of `why`, and returns what to tell the operator.
+    pub(super) fn after(&mut self, plan: &Plan, why: Refusal) -> Refusal {
+        let name = &plan.name;
+        let guests: Vec<&str> = plan.guests.iter().map(|guest| guest.name.as_str()).collect();
+        let guests = if guests.is_empty() { "no guest".to_owned() } else { guests.join(", ") };
+        let text = match self.go_back(plan) {
+            Ok(()) => format!("{name} was not upgraded: {why}; image {} serves {guests} as before", plan.from),
+            Err(worse) => format!(
+                "{name} was not upgraded: {why}; and going back failed: {worse}; guests may be saved in {}, `windsor vm rollback {name}` tries again",
+                plan.saved.display()
+            ),
+        };
+        match why {
+            Refusal::TimedOut(_) => Refusal::TimedOut(text),
+            _ => Refusal::Failed(text),
+        }
     }
-}
 
-/// Goes on with the way back that a crash of dom0, or an error, has interrupted. False if there is none.
-///
-/// # Errors
-/// [`Refusal`]; it can be tried again.
-pub fn resume(
-    places: &Places,
-    store: &mut Client,
-    record: &Record,
-    wait: Duration,
-    say: &mut dyn FnMut(&str),
-) -> Result<bool, Refusal> {
-    let Some(plan) = Plan::read(places, &record.name)? else { return Ok(false) };
-    go(places, store, record, &plan, wait, say)?;
-    Ok(true)
-}
+    /// Goes on with the way back that a crash of dom0, or an error, has interrupted. False if there is none.
+    ///
+    /// # Errors
+    /// [`Refusal`]; it can be tried again.
+    pub fn resume(&mut self) -> Result<bool, Refusal> {
+        let Some(plan) = Plan::read(self.places, &self.record.name)? else { return Ok(false) };
+        self.go_back(&plan)?;
+        Ok(true)
+    }
 
-fn go(
-    places: &Places,
-    store: &mut Client,
-    record: &Record,
-    plan: &Plan,
-    wait: Duration,
-    say: &mut dyn FnMut(&str),
-) -> Result<(), Refusal> {
-    let xl = Xl::default();
-    let domains = xl.list()?;
-    let old = domains.iter().any(|domain| domain.name == plan.name && Some(domain.domid) == plan.domid);
-    if !old {
+    fn go_back(&mut self, plan: &Plan) -> Result<(), Refusal> {
+        let xl = Xl::default();
+        let Upgrade { places, record, wait, .. } = *self;
+        let domains = xl.list()?;
+        let old = domains.iter().any(|domain| domain.name == plan.name && Some(domain.domid) == plan.domid);
+        if !old {
+            for guest in &plan.guests {
+                take_back(&xl, plan, guest, self.say)?;
+            }
+            if xl.find(&plan.name)?.is_some() {
+                stop::run(&xl, self.store, &plan.name, true, wait, self.say)?;
+            }
+            switch(places, &plan.name, &plan.from, None)?;
+            start::run(places, &xl, self.store, record, wait)?;
+        }
+        let mut failed = Vec::new();
         for guest in &plan.guests {
-            take_back(&xl, plan, guest, say)?;
+            if let Err(why) = bring_back(&xl, plan, guest) {
+                (self.say)(&format!("{}: {why}", guest.name));
+                failed.push(guest.name.as_str());
+            }
         }
-        if xl.find(&plan.name)?.is_some() {
-            stop::run(&xl, store, &plan.name, true, wait, say)?;
+        match failed.is_empty() {
+            true => plan.forget(),
+            false => Err(Refusal::Failed(format!("not restored: {}", failed.join(", ")))),
         }
-        switch(places, &plan.name, &plan.from, None)?;
-        start::run(places, &xl, store, record, wait)?;
-    }
-    let mut failed = Vec::new();
-    for guest in &plan.guests {
-        if let Err(why) = bring_back(&xl, plan, guest) {
-            say(&format!("{}: {why}", guest.name));
-            failed.push(guest.name.as_str());
-        }
-    }
-    match failed.is_empty() {
-        true => plan.forget(),
-        false => Err(Refusal::Failed(format!("not restored: {}", failed.join(", ")))),
     }
 }
 

@@ -10,6 +10,5 @@ mod back;
 mod plan;
 mod run;
 
-pub use back::resume;
 pub use plan::{Guest, Plan, Step};
-pub use run::run;
+pub use run::Upgrade;

@@ -10,7 +10,6 @@ use xenstore::{Client, Error};
 use super::super::places::{at, point};
 use super::super::xl::Xl;
 use super::super::{Places, Record, consumers, start, stop};
-use super::back;
 use super::plan::{Guest, Plan, Step};
 use crate::device::Device;
 use crate::store::Nodes;
@@ -20,42 +19,57 @@ use crate::toolstack::{Paths, Refusal};
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Does what the plan says; when a step fails, the old image and all guests on it are brought back. `say` hears each step.
-///
-/// # Errors
-/// What failed, and how things are now.
-pub fn run(
-    places: &Places,
-    store: &mut Client,
-    record: &Record,
-    plan: &Plan,
-    wait: Duration,
-    say: &mut dyn FnMut(&str),
-) -> Result<(), Refusal> {
-    let xl = Xl::default();
-    plan.check_space(places)?;
-    if plan.domid.is_none() {
-        return switch(places, &plan.name, &plan.to, Some(&plan.from));
+/// What an upgrade works on.
+pub struct Upgrade<'a> {
+    /// Where the VM's files are.
+    pub places: &'a Places,
+    /// dom0's store.
+    pub store: &'a mut Client,
+    /// The VM as it was created.
+    pub record: &'a Record,
+    /// How long each part may take.
+    pub wait: Duration,
+    /// Hears each step.
+    pub say: &'a mut dyn FnMut(&str),
+}
+
+impl Upgrade<'_> {
+    /// Does what the plan says; when a step fails, the old image and all guests on it are brought back.
+    ///
+    /// # Errors
+    /// What failed, and how things are now.
+    pub fn run(&mut self, plan: &Plan) -> Result<(), Refusal> {
+        let xl = Xl::default();
+        plan.check_space(self.places)?;
+        if plan.domid.is_none() {
+            return switch(self.places, &plan.name, &plan.to, Some(&plan.from));
+        }
+        plan.write()?;
+        for step in plan.steps() {
+            (self.say)(&plan.describe(&step).to_string());
+            if let Err(why) = self.take(&step, plan, &xl) {
+                (self.say)(&format!("{why}: going back to image {}", plan.from));
+                return Err(self.after(plan, why));
+            }
+        }
+        plan.forget()
     }
-    plan.write()?;
-    for step in plan.steps() {
-        say(&plan.describe(&step).to_string());
-        let done = match &step {
-            Step::Save(guest) => save(&xl, plan, guest),
-            Step::Stop(domid) => let_go(store, &plan.name, *domid, wait)
-                .and_then(|()| stop::run(&xl, store, &plan.name, false, wait, say)),
+
+    fn take(&mut self, step: &Step, plan: &Plan, xl: &Xl) -> Result<(), Refusal> {
+        let Upgrade { places, record, wait, .. } = *self;
+        match step {
+            Step::Save(guest) => save(xl, plan, guest),
+            Step::Stop(domid) => {
+                let_go(self.store, &plan.name, *domid, wait)?;
+                stop::run(xl, self.store, &plan.name, false, wait, self.say)
+            }
             Step::Switch => switch(places, &plan.name, &plan.to, Some(&plan.from)),
-            Step::Start => start::run(places, &xl, store, record, wait).map(drop),
+            Step::Start => start::run(places, xl, self.store, record, wait).map(drop),
             Step::Restore(guest) => xl.run(&["restore", "-p", &plan.fresh(guest).display().to_string()]),
-            Step::Unpause(guest) => unpause(&xl, plan, guest),
-            Step::Connect(guest) => connected(&xl, store, guest, wait),
-        };
-        if let Err(why) = done {
-            say(&format!("{why}: going back to image {}", plan.from));
-            return Err(back::after(places, store, record, plan, wait, say, why));
+            Step::Unpause(guest) => unpause(xl, plan, guest),
+            Step::Connect(guest) => connected(xl, self.store, guest, wait),
         }
     }
-    plan.forget()
 }
 
 /// Points `current` to an image and `previous` to the one before.
