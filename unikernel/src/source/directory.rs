@@ -49,7 +49,7 @@ pub(super) fn change(dir: &Path, name: &str, change: &Change) -> Result<u64, Ref
             *bytes
         }
         Change::Resize { bytes, shrink } => {
-            let image = unused(&parent, &file).map_err(|refusal| refusal.unwrap_or_else(failed))?;
+            let image = unused(&parent, &file, failed)?;
             let now = image.metadata().map_err(failed)?.len();
             if *bytes < now && !shrink {
                 return Err(would_shrink(now, *bytes));
@@ -58,7 +58,7 @@ pub(super) fn change(dir: &Path, name: &str, change: &Change) -> Result<u64, Ref
             *bytes
         }
         Change::Remove => {
-            let _image = unused(&parent, &file).map_err(|refusal| refusal.unwrap_or_else(failed))?;
+            let _image = unused(&parent, &file, failed)?;
             unlinkat(&parent, &file, AtFlags::empty()).map_err(|error| failed(error.into()))?;
             0
         }
@@ -67,33 +67,18 @@ pub(super) fn change(dir: &Path, name: &str, change: &Change) -> Result<u64, Ref
     Ok(result)
 }
 
-/// Why an image cannot be had: a refusal, or what the kernel says.
-enum NotHad {
-    Refusal(Refusal),
-    Error(io::Error),
-}
-
-impl NotHad {
-    fn unwrap_or_else(self, failed: impl FnOnce(io::Error) -> Refusal) -> Refusal {
-        match self {
-            NotHad::Refusal(refusal) => refusal,
-            NotHad::Error(error) => failed(error),
-        }
-    }
-}
-
 /// Opens an image that nobody uses, and keeps everybody else out of it.
-fn unused(parent: &OwnedFd, file: &str) -> Result<File, NotHad> {
+fn unused(parent: &OwnedFd, file: &str, failed: impl Fn(io::Error) -> Refusal) -> Result<File, Refusal> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let image = match openat(parent, file, flags, Mode::empty()) {
         Ok(image) => image,
-        Err(Errno::NOENT) => return Err(NotHad::Refusal(Refusal::Missing("its image is gone".into()))),
-        Err(error) => return Err(NotHad::Error(error.into())),
+        Err(Errno::NOENT) => return Err(Refusal::Missing("its image is gone".into())),
+        Err(error) => return Err(failed(error.into())),
     };
     match flock(&image, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(File::from(image)),
-        Err(Errno::WOULDBLOCK) => Err(NotHad::Refusal(Refusal::Busy("somebody has its image open".into()))),
-        Err(error) => Err(NotHad::Error(error.into())),
+        Err(Errno::WOULDBLOCK) => Err(Refusal::Busy("somebody has its image open".into())),
+        Err(error) => Err(failed(error.into())),
     }
 }
 
