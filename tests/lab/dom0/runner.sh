@@ -63,12 +63,28 @@ export_files() {
     done
 }
 
+# watch NAME SECONDS: says that dom0 is alive, and ends the boot of a case that cannot even be killed. What holds it goes to the log.
+watch() {
+    local end=$(($(cut -d. -f1 /proc/uptime) + $2))
+    while sleep 10; do
+        echo "@@ alive $(now)"
+        [ "$(cut -d. -f1 /proc/uptime)" -gt $end ] || continue
+        echo w >/proc/sysrq-trigger
+        dmesg | tail -n 100
+        echo "@@ lab end $1 cannot be killed"
+        poweroff -f
+    done
+}
+
 # run_case NAME SECONDS: in a process of its own, with an end.
 run_case() {
-    local name=$1 limit=$2 start rc verdict
+    local name=$1 limit=$2 start rc verdict watch
     rm -f /run/lab/note /var/log/xen/console/*.log
     start=$(now)
     echo "@@ case $name START"
+    # Snapshot, clean-up and a minute more.
+    watch "$name" $((limit + 210)) &
+    watch=$!
     timeout -s KILL "$limit" sh -c "$PARTS set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
     rc=$?
     [ $rc = 137 ] && echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note
@@ -85,6 +101,9 @@ run_case() {
     77) verdict=SKIP ;;
     *) verdict=FAIL ;;
     esac
+    # What follows is long, and must not be cut in two by a line of another process.
+    kill $watch
+    wait $watch
     dump "$name" $verdict
     export_files
     echo "@@ case $name $verdict $(awk -v a="$start" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }') $(cat /run/lab/cause)"

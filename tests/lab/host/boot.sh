@@ -4,9 +4,41 @@
 MACHINE_MEMORY=4096
 DOM0_MEMORY=1280
 
-# boot GROUP CPUS SECONDS CASE...: boots, runs the cases, prints a line for each. Logs go to $LAB/logs/GROUP.
+# Of silence on the serial line: dom0 says every ten seconds that it is alive.
+SILENCE=180
+
+# boot GROUP CPUS CASE...: boots, runs the cases, prints a line for each. Logs go to $LAB/logs/GROUP. A machine that stops in the middle, which
+# emulated ones rarely do, is said to have, keeps its logs in $LAB/logs/GROUP-stuck, and is booted once more for the cases that are left.
 boot() {
-    local group=$1 cpus=$2 limit=$3 log=$LAB/logs/$1 case started qemu
+    local group=$1 cpus=$2 log=$LAB/logs/$1 case left
+    shift 2
+    rm -rf "$log-stuck"
+    run_machine "$group" "$cpus" "$log" "$@"
+    mapfile -t left < <(without_result "$log" "$@")
+    if [ ${#left[@]} -gt 0 ]; then
+        say "boot $group is stuck in ${left[0]}: $(last_words "$log"); once more, logs in $log-stuck"
+        mv "$log" "$log-stuck"
+        run_machine "$group" "$cpus" "$log" "${left[@]}"
+        mapfile -t left < <(without_result "$log" "${left[@]}")
+    fi
+    for case in "${left[@]}"; do
+        result "$case" FAIL 0 "no result from boot $group: $(last_words "$log")"
+    done
+    [ ! -e "$log/networks.txt" ] || sed 's/^/     /' "$log/networks.txt"
+}
+
+# without_result LOG CASE...
+without_result() {
+    local log=$1 case
+    shift
+    for case; do
+        results "$log" | grep -q "^$case " || echo "$case"
+    done
+}
+
+# run_machine GROUP CPUS LOG CASE...: one machine, until it has ended, its time is over, or it is stuck.
+run_machine() {
+    local group=$1 cpus=$2 log=$3 limit=90 case started qemu size=0 grown
     shift 3
     rm -rf "$log" "$LAB/build/boot"
     mkdir -p "$log" "$LAB/build/boot/lab/cases"
@@ -14,6 +46,7 @@ boot() {
     for case; do
         cp "$HERE/cases/$case" "$LAB/build/boot/lab/cases/"
         echo "$case $(seconds "$case")" >>"$LAB/build/boot/lab/cases/order"
+        limit=$((limit + $(seconds "$case")))
     done
     [ -z "${WINDSOR_LONG:-}" ] || touch "$LAB/build/boot/lab/long"
     pack "$LAB/build/boot" "$LAB/build/boot.cpio"
@@ -22,11 +55,12 @@ boot() {
     cat "$LAB"/build/{dom0,guest-6.1,guest-6.12,driver}.cpio "$LAB/build/boot.cpio" $(parts_of "$@" | sed "s#.*#$LAB/build/&.cpio#") >"$LAB/build/dom0.img"
 
     say "boot $group: $cpus CPU(s), at most $limit s, log $log/serial.log"
-    started=$SECONDS
+    mkfifo "$log/monitor.in" "$log/monitor.out"
+    started=$SECONDS grown=$SECONDS
     SHOWN=0
     # Relative paths: QEMU and multiboot give a meaning to blanks and commas in them.
     (cd "$LAB/build" && exec qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu qemu64,+svm,+npt -smp "$cpus" -m $MACHINE_MEMORY \
-        -display none -monitor none -net none -no-reboot -serial "file:../logs/$group/serial.log" -kernel xen \
+        -display none -monitor "pipe:../logs/$group/monitor" -net none -no-reboot -serial "file:../logs/$group/serial.log" -kernel xen \
         -append "console=com1 com1=115200,8n1,0x3f8,4 dom0_mem=${DOM0_MEMORY}M,max:${DOM0_MEMORY}M dom0_max_vcpus=1 conring_size=1m loglvl=warning guest_loglvl=warning" \
         -initrd "vmlinuz console=hvc0 quiet rdinit=/init,dom0.img" </dev/null >"$log/qemu.log" 2>&1) &
     qemu=$!
@@ -35,18 +69,31 @@ boot() {
         sleep 1
         report "$log"
         grep -aq '^@@ lab end' "$log/serial.log" 2>/dev/null && sleep 3 && break
+        [ "$(stat -c %s "$log/serial.log" 2>/dev/null || echo 0)" = "$size" ] || {
+            size=$(stat -c %s "$log/serial.log")
+            grown=$SECONDS
+        }
+        [ $((SECONDS - grown)) -le $SILENCE ] || { registers "$log" && break; }
     done
     kill -KILL $qemu 2>/dev/null
     wait $qemu 2>/dev/null
     QEMU_PID=
     report "$log"
     take_files "$log"
-    [ ! -e "$log/networks.txt" ] || sed 's/^/     /' "$log/networks.txt"
-    for case; do
-        results "$log" | grep -q "^$case " && continue
-        result "$case" FAIL "$((SECONDS - started))" "no result from boot $group: $(last_words "$log")"
-    done
+    rm "$log/monitor.in" "$log/monitor.out"
     say "boot $group: $((SECONDS - started)) s"
+}
+
+# registers LOG: what the CPUs of a silent machine are doing, twice.
+registers() {
+    local log=$1
+    timeout 15 cat "$log/monitor.out" >"$log/registers.txt" &
+    for _ in 1 2; do
+        echo "info registers -a" >"$log/monitor.in"
+        sleep 5
+    done
+    wait $!
+    say "silent for $SILENCE s; $log/registers.txt: $(tr -d '\r' <"$log/registers.txt" | grep -o '^RIP=[0-9a-f]*' | tr '\n' ' ')"
 }
 
 # What dom0 has said of finished cases so far: lines "CASE VERDICT SECONDS DETAIL".
