@@ -119,8 +119,6 @@ impl Iterator for Slots {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::packet::Gso;
     use crate::proto::*;
@@ -167,59 +165,71 @@ mod tests {
         assert_eq!(slots.len(), 2);
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
-        #[test]
-        fn what_is_counted_is_what_is_written(
-            len in 14u32..=65535, size in 1u16.., kind in 0..3, hashed: bool, headroom in 0u16..=0x7FFF,
-        ) {
-            let gso = match kind {
-                0 => None,
-                1 => Some(Gso { kind: GsoKind::TcpV4, size }),
-                _ => Some(Gso { kind: GsoKind::TcpV6, size }),
+    /// Goes through the slots of a packet: they are all of it, and what stands in each is what its place calls for.
+    fn check(packet: &Outgoing) {
+        let extras = usize::from(packet.offload.gso.is_some())
+            + usize::from(packet.headroom > 0)
+            + usize::from(packet.hash.is_some());
+        let (mut slots, mut sum) = (0, 0);
+        for (at, slot) in packet.slots().enumerate() {
+            slots += 1;
+            let fine = match slot {
+                Slot::Data { offset, len, flags } => {
+                    sum += u32::from(len);
+                    // A page that is not the last is full.
+                    let full = offset + len == PAGE_SIZE as u16;
+                    len > 0
+                        && offset == if at == 0 { packet.headroom.min(MAX_HEADROOM) } else { 0 }
+                        && offset + len <= PAGE_SIZE as u16
+                        && (full || sum == packet.len)
+                        && (flags & NETRXF_MORE_DATA != 0) == (sum < packet.len)
+                        && (flags & NETRXF_EXTRA_INFO != 0) == (at == 0 && extras > 0)
+                        && (at == 0 || at > extras)
+                }
+                Slot::Extra(extra) => {
+                    (1..=extras).contains(&at) && (extra.flags & EXTRA_FLAG_MORE != 0) == (at < extras)
+                }
             };
-            let hash = hashed.then_some(Hash { algorithm: 1, kind: 0, value: 7 });
-            let packet = Outgoing { len, offload: Offload { checksum: Checksum::Whole, gso }, hash, headroom };
-            let slots: Vec<Slot> = packet.slots().collect();
-            prop_assert_eq!(slots.len() as u32, packet.count());
-            let extras = usize::from(gso.is_some()) + usize::from(hashed) + usize::from(headroom > 0);
-            let mut sum = 0;
-            for (at, slot) in slots.iter().enumerate() {
-                match *slot {
-                    Slot::Data { offset, len, flags } => {
-                        sum += u32::from(len);
-                        prop_assert!(len > 0 && offset + len <= 4096);
-                        prop_assert_eq!(flags & NETRXF_MORE_DATA != 0, sum < packet.len);
-                        prop_assert_eq!(flags & NETRXF_EXTRA_INFO != 0, at == 0 && extras > 0);
-                        prop_assert!(at == 0 || at > extras);
-                    }
-                    Slot::Extra(extra) => {
-                        prop_assert!((1..=extras).contains(&at));
-                        prop_assert_eq!(extra.flags & EXTRA_FLAG_MORE != 0, at < extras);
-                    }
+            assert!(fine, "slot {at} of {packet:?}: {slot:?}");
+        }
+        assert_eq!((slots, sum), (packet.count(), packet.len), "{packet:?}");
+    }
+
+    /// Segments of none and of both kinds, with and without a hash.
+    fn variants() -> impl Iterator<Item = (Option<Gso>, Option<Hash>)> {
+        let kinds = [None, Some(GsoKind::TcpV4), Some(GsoKind::TcpV6)];
+        let gso = kinds.map(|kind| kind.map(|kind| Gso { kind, size: 1448 }));
+        let hash = [None, Some(Hash { algorithm: 1, kind: 0, value: 7 })];
+        gso.into_iter().flat_map(move |gso| hash.map(|hash| (gso, hash)))
+    }
+
+    /// Every length with every kind of extra information, so that no border is missed.
+    #[test]
+    fn every_length_is_counted_as_it_is_written() {
+        for (gso, hash) in variants() {
+            let offload = Offload { checksum: Checksum::Whole, gso };
+            for headroom in [0, 1, 256, MAX_HEADROOM, 0x7FFF] {
+                for len in 14..=65535 {
+                    check(&Outgoing { len, offload, hash, headroom });
                 }
             }
-            prop_assert_eq!(sum, len);
         }
     }
 
-    /// Every length, so that no border is missed.
+    /// ... and every headroom, with lengths about the borders of pages.
     #[test]
-    fn every_length_is_counted_as_it_is_written() {
-        for headroom in [0, 1, 256, MAX_HEADROOM, 0x7FFF] {
-            for len in 14..=65535 {
-                let packet = Outgoing { headroom, ..plain(len) };
-                let (mut slots, mut bytes) = (0, 0);
-                for slot in packet.slots() {
-                    slots += 1;
-                    if let Slot::Data { len, .. } = slot {
-                        bytes += u32::from(len);
+    fn every_headroom_is_counted_as_it_is_written() {
+        for (gso, hash) in variants() {
+            let offload = Offload { checksum: Checksum::Whole, gso };
+            for headroom in 0..=0x7FFF {
+                let first = PAGE_SIZE as u32 - u32::from(headroom.min(MAX_HEADROOM));
+                for pages in [0, 1, 15] {
+                    for len in first + pages * 4096 - 1..=first + pages * 4096 + 1 {
+                        if (14..=65535).contains(&len) {
+                            check(&Outgoing { len, offload, hash, headroom });
+                        }
                     }
                 }
-                let room = 4096 - u32::from(headroom.min(MAX_HEADROOM));
-                let more = len.saturating_sub(room).div_ceil(4096);
-                assert_eq!((bytes, slots), (len, 1 + more + u32::from(headroom > 0)));
-                assert_eq!(packet.count(), slots);
             }
         }
     }

@@ -14,4 +14,5 @@ mod rig;
 mod rules;
 mod supervised;
 mod table;
+mod uplinks;
 mod waiting;

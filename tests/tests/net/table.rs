@@ -52,7 +52,7 @@ const EVERY: &[Row] = &[
         "sequences that netfront does not expect",
         Named(
             &[
-                "what_is_counted_is_what_is_written",
+                "every_length_is_counted_as_it_is_written",
                 "extras_follow_the_first_slot_and_are_chained",
                 "t12_every_id_is_answered_once_and_in_the_order_of_the_ring",
             ],

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use frontend::netfront::{Frame, Options};
 use netback::config::Rate;
+use netback::device::Report;
 use tests::network::{Card, Network};
 
 use crate::frames::plain;
@@ -49,6 +50,60 @@ fn t25_xsa_392_xsa_424_a_guest_that_posts_no_buffers_costs_a_bounded_queue_and_n
     network.close(a);
     network.close(b);
     network.close(c);
+}
+
+#[test]
+fn t25_xsa_392_a_guest_that_takes_again_is_served_by_its_own_event_and_new_flows_come_first() {
+    let mut network = Network::new();
+    let card = Card { options: Options { buffers: 8, ..Options::default() }, ..Card::default() };
+    let (mut a, mut b, mut c) = (network.vif(&Card::default()), network.vif(&card), network.vif(&Card::default()));
+    flood(&mut a, b.mac, 600, 1000);
+    flood(&mut c, b.mac, 1, 77);
+    assert_eq!(b.stats().queued, 600 - 8 + 1);
+    // Longer than a queue may be long (RFC 8289: 100 ms), and nobody else has anything to do.
+    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..8 {
+        assert_eq!(b.queues[0].receive_only().unwrap().map(|packet| packet.bytes.len()), Some(1000));
+    }
+    assert_eq!(b.stats().received_packets, 8);
+    let begun = Instant::now();
+    b.queues[0].repost();
+    let mut lens = Vec::new();
+    while lens.len() < 8 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{lens:?}");
+        lens.extend(b.queues[0].receive_only().unwrap().map(|packet| packet.bytes.len()));
+    }
+    println!("8 packets {:?} after their buffers", begun.elapsed());
+    assert_eq!(b.stats().received_packets, 16, "as many as there are buffers");
+    assert!(lens[..3].contains(&77), "the other flow does not wait for the one that stands: {lens:?}");
+}
+
+#[test]
+fn what_does_not_fit_behind_another_headroom_is_dropped_and_the_rest_is_put_behind_it() {
+    let mut network = Network::new();
+    let options = Options { buffers: 4, ..Options::default() };
+    let single = Options { scatter_gather: false, gso_tcpv4: false, gso_tcpv6: false, ..options.clone() };
+    let mut a = network.vif(&Card { mtu: 9000, ..Card::default() });
+    for (options, arrives) in [(single, false), (options, true)] {
+        let mut b = network.vif(&Card { options, mtu: 9000, ..Card::default() });
+        flood(&mut a, b.mac, 4, 100);
+        // A page holds it, and does not with the headroom.
+        flood(&mut a, b.mac, 1, 4000);
+        assert_eq!(b.stats().queued, 1);
+        network.worker.headroom(b.name, 256);
+        assert_eq!(network.report(), Report::Reconfigured { vif: b.name, headroom: 256 });
+        assert_eq!(b.stats().dropped_unfit, u64::from(!arrives));
+        for _ in 0..4 {
+            assert_eq!(b.receive().bytes.len(), 100);
+        }
+        if arrives {
+            assert_eq!(b.receive().bytes, plain(a.mac, b.mac, 4000));
+        }
+        flood(&mut a, b.mac, 1, 77);
+        let last = b.receive();
+        assert_eq!(last.bytes, plain(a.mac, b.mac, 77));
+        network.close(b);
+    }
 }
 
 #[test]
