@@ -368,6 +368,14 @@ fn a_supervisor_that_dies_disturbs_no_card() {
     passes((&mut a, A), (&mut b, B), "before");
     let supervisor = rig.supervisor("acme");
     let worker = children(supervisor, "worker");
+    // What is wrong with a card ends while nobody looks.
+    let mut store = rig.store();
+    let (rate, node) =
+        (backend(1, one.domid(), "rate"), format!("/local/domain/1/error/backend/vif/{}/0", one.domid()));
+    store.write(&rate, b"fast").unwrap();
+    eventually("the error's node", || read(&mut store, &format!("{node}/error")));
+    signal_to(supervisor, Signal::STOP);
+    store.rm(&rate).unwrap();
     signal_to(supervisor, Signal::KILL);
     passes((&mut a, A), (&mut b, B), "while nobody looks");
     eventually("taken over", || {
@@ -382,6 +390,7 @@ fn a_supervisor_that_dies_disturbs_no_card() {
     for guest in ["g1", "g2"] {
         assert_eq!(phase(&rig, guest, "connected")["reason"], "");
     }
+    assert_eq!(read(&mut store, &node), None, "it is taken back");
     assert_eq!(cards(&rig)[0]["stats"]["sent_packets"], 2);
     // The one that took over has a say over the old worker.
     let state = backend(1, one.domid(), "state");

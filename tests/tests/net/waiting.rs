@@ -82,7 +82,7 @@ fn t25_xsa_392_a_guest_that_takes_again_is_served_by_its_own_event_and_new_flows
 fn what_does_not_fit_behind_another_headroom_is_dropped_and_the_rest_is_put_behind_it() {
     let mut network = Network::new();
     let options = Options { buffers: 4, ..Options::default() };
-    let single = Options { scatter_gather: false, gso_tcpv4: false, gso_tcpv6: false, ..options.clone() };
+    let single = Options { scatter_gather: false, gso_tcpv4: false, gso_tcpv6: false, ..options };
     let mut a = network.vif(&Card { mtu: 9000, ..Card::default() });
     for (options, arrives) in [(single, false), (options, true)] {
         let mut b = network.vif(&Card { options, mtu: 9000, ..Card::default() });

@@ -217,6 +217,14 @@ pub fn blame(store: &mut Client, name: VifName, why: &str) -> Result<(), Error> 
     store.write(&format!("error/{}/error", backend(name)), why.as_bytes())
 }
 
+/// Reads what [`blame`] wrote last and nobody has taken back.
+///
+/// # Errors
+/// When the store does not answer.
+pub fn blamed(store: &mut Client, name: VifName) -> Result<Option<String>, Error> {
+    store.text(&format!("error/{}/error", backend(name)))
+}
+
 /// Publishes where a card stands.
 ///
 /// # Errors

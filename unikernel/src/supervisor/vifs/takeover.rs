@@ -20,6 +20,7 @@ use super::network::Switch;
 use super::nodes;
 use super::vif::Vif;
 use crate::message::VifOrder;
+use crate::publish::VifNode;
 use crate::supervisor::device::WorkerId;
 use crate::supervisor::worker::Worker;
 use crate::supervisor::{Supervisor, SupervisorError, record};
@@ -163,8 +164,11 @@ impl Supervisor {
                 Err(error) if error.is_permission() || error.is_not_found() => None,
                 other => other?.ok(),
             };
+            let blamed = nodes::blamed(&mut self.store, name)?;
             let Some(vif) = self.vifs.vifs.get_mut(&name) else { continue };
             vif.about = about;
+            // What it was told for is taken back when it is over, also when it ended while nobody looked.
+            vif.published = blamed.map(|reason| VifNode { reason, ..VifNode::default() });
             // What changed while nobody looked.
             vif.changed.rate = true;
             vif.changed.multicast = true;
