@@ -152,6 +152,44 @@ fn a_dead_domain_takes_its_nodes_along_and_its_number_starts_afresh() {
     assert_eq!(refused(again.write("data/1", b"x")), ErrorName::Eacces, "nothing is inherited");
 }
 
+/// As libxl takes the nodes of a device away while its backend's domain dies: it need not look again.
+#[test]
+fn the_end_of_a_domain_with_rights_to_a_node_is_in_the_way_of_its_writer_only() {
+    let daemon = Daemon::new();
+    let (mut dom0, mut other) = (daemon.client(), daemon.client());
+    let _backend = daemon.domain(7);
+    for path in ["/gone", "/kept"] {
+        dom0.mkdir(path).unwrap();
+        dom0.set_perms(path, &[Permission::none(0), Permission::read(7)]).unwrap();
+    }
+    let mut attempts = 0;
+    dom0.transaction(|tx| {
+        attempts += 1;
+        tx.read("/kept")?;
+        tx.rm("/gone")?;
+        if attempts == 1 {
+            daemon.handle.release(7).unwrap();
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((attempts, other.read_optional("/gone").unwrap()), (1, None));
+    let _backend = daemon.domain(8);
+    other.set_perms("/kept", &[Permission::none(0), Permission::read(8)]).unwrap();
+    attempts = 0;
+    dom0.transaction(|tx| {
+        attempts += 1;
+        tx.write("/kept", b"new")?;
+        if attempts == 1 {
+            daemon.handle.release(8).unwrap();
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(attempts, 2, "the first would have brought the entry back");
+    assert_eq!(other.get_perms("/kept").unwrap(), [Permission::none(0)]);
+}
+
 #[test]
 fn quotas_have_the_c_daemon_s_errors() {
     let daemon = Daemon::new();

@@ -204,10 +204,9 @@ impl Tree {
                 continue;
             }
             account(&mut self.owned, path, node, false);
-            // An open transaction that has seen the entry must not bring it back.
-            self.generation += 1;
+            // The node keeps its generation: who has only read or removed it in an open transaction has seen nothing
+            // that is no longer so. One that would bring the entry back asks `has_ended_since`.
             let (node, mut first) = (Arc::make_mut(node), true);
-            node.generation = self.generation;
             let stays = |entry: &&Permission| std::mem::take(&mut first) || entry.domid != domid;
             node.perms = node.perms.iter().filter(stays).copied().collect();
             account(&mut self.owned, path, node, true);

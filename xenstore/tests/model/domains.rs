@@ -33,9 +33,12 @@ impl Model {
         for path in self.store.subtree("/", false) {
             let mut node = self.store.get(&path).expect("listed").clone();
             if node.perms.iter().any(|entry| entry.who == dead) {
+                // To lose an entry that nobody can use any more is no change of the node; to become dom0's is.
+                if node.owner() == dead {
+                    self.clock += 1;
+                    node.changed = self.clock;
+                }
                 node.perms = self.alive(&node.perms);
-                self.clock += 1;
-                node.changed = self.clock;
                 self.store.set(&path, Some(node));
             }
         }
