@@ -141,6 +141,7 @@ impl World {
         let backend = self.backend();
         self.connect();
         let Event::Connected(properties, queues) = self.turn(disk) else { panic!("not connected") };
+        disk.ready(&mut self.guest).unwrap();
         (properties, queues, backend)
     }
 }
@@ -160,6 +161,8 @@ fn a_disk_comes_works_and_goes() {
     let mut backend = world.backend();
     world.connect();
     let Event::Connected(properties, mut queues) = world.turn(&mut disk) else { panic!("not connected") };
+    assert_eq!(world.state(), Initialised);
+    disk.ready(&mut world.guest).unwrap();
     assert_eq!((world.state(), properties.sectors), (Connected, 2048));
     std::thread::scope(|scope| {
         scope.spawn(|| {

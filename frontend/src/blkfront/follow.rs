@@ -18,7 +18,7 @@ use super::queue::Queue;
 pub enum Event {
     /// Nothing that its user should know.
     Nothing,
-    /// It can be used. Each queue belongs to one thread.
+    /// It can be used. Each queue belongs to one thread. [`Blkfront::ready`] tells others.
     Connected(Properties, Vec<Queue>),
     /// Its size, or whether it can be written, has changed.
     Changed(Properties),
@@ -159,7 +159,6 @@ impl Blkfront {
             }
             Step::Connected(properties, queues) => {
                 self.connected = true;
-                self.place.write(store, &[], Some(XenbusState::Connected))?;
                 Ok(Event::Connected(properties, queues))
             }
             Step::Changed(properties) => Ok(Event::Changed(properties)),
@@ -170,6 +169,14 @@ impl Blkfront {
             Step::Drain => Ok(Event::Drain),
             Step::Finished => Ok(Event::Finished),
         }
+    }
+
+    /// Says that the disk is in use, after [`Event::Connected`]: whoever waits for that may use it at once.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub fn ready(&mut self, store: &mut Client) -> Result<(), FollowError> {
+        Ok(self.place.write(store, &[], Some(XenbusState::Connected))?)
     }
 
     /// Begins to end the disk from our side, as after [`Event::Drain`].
@@ -268,7 +275,10 @@ fn wait(
         }
         if let Some(disk) = disk {
             match disk.turn(store)? {
-                Event::Connected(properties, queues) => return Ok((properties, queues)),
+                Event::Connected(properties, queues) => {
+                    disk.ready(store)?;
+                    return Ok((properties, queues));
+                }
                 Event::Nothing | Event::Changed(_) => {}
                 Event::Drain | Event::Finished | Event::Gone => return Err(FollowError::Gone),
             }

@@ -319,6 +319,11 @@ impl Following {
         };
         let started = Disk::start(&vdev.to_string(), properties, queues, ended)?;
         self.attached.add(vdev, Arc::new(started));
+        // A client of the toolstack that has seen the state finds the export.
+        if let Err(error) = disk.front.ready(&mut self.store) {
+            tracing::error!(%error, "{vdev} is connected and nobody hears of it");
+            survivable(error)?;
+        }
         tracing::info!(
             sectors = properties.sectors,
             persistent = properties.persistent,
