@@ -218,6 +218,11 @@ fn packets_pass_and_a_card_may_close_and_come_back() {
     assert_eq!((&card["queues"], &card["stats"]["sent_packets"]), (&1.into(), &1.into()), "{card}");
     let features = serde_json::json!(["sg", "gso4", "csum4", "rx-notify", "split-events"]);
     assert_eq!(card["features"], features);
+    let top = rig.run("top", &["acme", "-n", "1", "-d", "0.1", "--json"]);
+    let top: serde_json::Value = serde_json::from_str(top.fine()).unwrap();
+    let row = &top["cards"][0];
+    assert!(row["guest"] == "g1" && row["device"] == "vif0" && row["network"] == "lan", "{top}");
+    assert!(row["sent_packets_per_second"] == 0.0 && top["devices"].as_array().unwrap().is_empty(), "{top}");
     let mut store = rig.store();
     assert_eq!(read(&mut store, &backend(1, one.domid(), "hotplug-status")).as_deref(), Some("connected"));
     assert_eq!(read(&mut store, &backend(1, one.domid(), "carrier")).as_deref(), Some("1"));

@@ -89,7 +89,7 @@ pub enum Ask {
         /// The last line known; 0 for all that are kept.
         after: u64,
     },
-    /// Numbers of every disk that is served.
+    /// Numbers of every disk and card that is served.
     Top,
     /// All numbers, as Prometheus takes them.
     Metrics,
@@ -157,6 +157,9 @@ pub enum Answer {
     Top {
         /// By guest and number.
         devices: Vec<TopDevice>,
+        /// The same.
+        #[serde(default)]
+        cards: Vec<TopCard>,
     },
     /// To [`Ask::Metrics`].
     Metrics {
@@ -223,6 +226,19 @@ pub struct TopDevice {
     pub stats: Stats,
     /// How many requests took how long: buckets of `grant::meter` that are not empty.
     pub latency: Vec<(u16, u64)>,
+}
+
+/// A card that is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopCard {
+    /// The guest's domain.
+    pub guest: u16,
+    /// The device's number.
+    pub devid: u32,
+    /// Its network.
+    pub network: String,
+    /// Since it was connected.
+    pub stats: netback::stats::Stats,
 }
 
 /// A volume.

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use blkback::stats;
 use grant::meter::Meter;
+use netback::config::VifName;
 use xenstore::{Error, Store};
 
 use super::takeover::MEMORY;
 use super::{Supervisor, takeover};
 use crate::channel::server::Server;
-use crate::channel::wire::{Answer, Ask, MAX_ANSWER, TopDevice, VolumeLine};
+use crate::channel::wire::{Answer, Ask, MAX_ANSWER, TopCard, TopDevice, VolumeLine};
 use crate::device::Device as AnyDevice;
 use crate::metrics::serve::Listen;
 use crate::metrics::text::{self, Card, Disk};
@@ -116,7 +117,7 @@ impl Supervisor {
                 let (lines, more) = crate::log::lines(after);
                 Answer::Logs { lines, more }
             }
-            Ask::Top => Answer::Top { devices: self.top() },
+            Ask::Top => Answer::Top { devices: self.top_disks(), cards: self.top_cards() },
             Ask::Metrics => Answer::Metrics { text: self.metrics() },
             Ask::Volumes => {
                 let line = |(name, node): (String, publish::VolumeNode)| {
@@ -140,7 +141,7 @@ impl Supervisor {
         }
     }
 
-    fn top(&self) -> Vec<TopDevice> {
+    fn top_disks(&self) -> Vec<TopDevice> {
         let now = Instant::now();
         let device = |(name, device): (&super::Name, &super::Device)| {
             let (_, meter) = device.meter.as_ref()?;
@@ -160,6 +161,16 @@ impl Supervisor {
             })
         };
         self.devices.iter().filter_map(device).collect()
+    }
+
+    fn top_cards(&self) -> Vec<TopCard> {
+        let card = |(name, network, meter): (VifName, &str, &Meter)| TopCard {
+            guest: name.guest,
+            devid: name.devid,
+            network: network.to_owned(),
+            stats: netback::stats::snapshot(meter),
+        };
+        self.vifs.meters().map(card).collect()
     }
 
     fn metrics(&self) -> String {

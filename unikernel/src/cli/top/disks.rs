@@ -1,54 +1,17 @@
-//! `windsor top`: what every disk does, over the request channels of the service VMs.
+//! What every disk does.
 
-use std::collections::HashMap;
 use std::fmt::Write;
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
 
-use clap::Args;
 use grant::meter::{BUCKETS, percentile};
 use serde::Serialize;
 
-use super::{Failure, Outcome, WorldArgs, print, print_json};
-use crate::channel::client;
-use crate::channel::wire::{Answer, Ask, TopDevice};
-use crate::store;
-use crate::toolstack::domain::{self, Domain};
-use crate::toolstack::look;
+use super::{Look, rate};
+use crate::channel::wire::TopDevice;
 use crate::vdev::Vdev;
-use crate::world::World;
-
-/// Arguments of `windsor top`.
-#[derive(Args, Debug)]
-pub struct TopArgs {
-    #[command(flatten)]
-    world: WorldArgs,
-    /// The service VM; all of them if none is named
-    vm: Option<String>,
-    /// Seconds between two looks
-    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
-    delay: Duration,
-    /// How many tables; without end if nothing is said
-    #[arg(short = 'n', long, value_name = "COUNT")]
-    iterations: Option<u64>,
-    /// One table after the other, for files and pipes
-    #[arg(short, long)]
-    batch: bool,
-    /// For programs: an object for each table
-    #[arg(long)]
-    json: bool,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.1..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("0.1 to 86400 seconds".into()),
-    }
-}
 
 /// A line of the table: what a disk did between two looks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Row {
+pub struct Row {
     vm: String,
     guest: String,
     guest_domid: u16,
@@ -67,78 +30,8 @@ struct Row {
     errors: u64,
 }
 
-#[derive(Serialize)]
-struct Table {
-    schema_version: u32,
-    seconds: f64,
-    devices: Vec<Row>,
-}
-
-/// What is known of all disks at one moment.
-struct Look {
-    at: Instant,
-    devices: HashMap<(String, u16, u32), TopDevice>,
-    domains: Vec<Domain>,
-}
-
-/// Prints tables until it has printed enough.
-///
-/// # Errors
-/// When there is no such VM, or none answers.
-pub fn run(args: &TopArgs) -> Outcome {
-    let world = args.world.world()?;
-    let clear = !args.batch && !args.json && std::io::stdout().is_terminal();
-    let mut before = look(&world, args.vm.as_deref())?;
-    let mut printed = 0;
-    while args.iterations.is_none_or(|wanted| printed < wanted) {
-        std::thread::sleep(args.delay);
-        let now = look(&world, args.vm.as_deref())?;
-        let seconds = now.at.duration_since(before.at).as_secs_f64().max(0.001);
-        let devices = rows(&before, &now, seconds);
-        if args.json {
-            print_json(&Table { schema_version: 1, seconds, devices })?;
-        } else {
-            let clear = if clear { "\x1b[H\x1b[J" } else { "" };
-            print(&format!("{clear}{}", table(&devices)))?;
-        }
-        before = now;
-        printed += 1;
-    }
-    Ok(())
-}
-
-fn look(world: &World, vm: Option<&str>) -> Result<Look, Failure> {
-    let mut client = store::toolstack(world)?;
-    let vms = match vm {
-        Some(_) => vec![look::service(&mut client, vm)?],
-        None => look::services(&mut client)?,
-    };
-    let domains = domain::all(&mut client).map_err(crate::toolstack::Refusal::from)?;
-    let (at, mut devices) = (Instant::now(), HashMap::new());
-    let mut failure = None;
-    let mut answers = vms.is_empty();
-    for vm in vms {
-        match client::ask(world, vm.domid, &Ask::Top) {
-            Ok(Answer::Top { devices: found }) => {
-                answers = true;
-                devices.extend(found.into_iter().map(|device| ((vm.name.clone(), device.guest, device.devid), device)));
-            }
-            Ok(other) => return Err(super::unexpected(other)),
-            // One VM that is away does not hide the others.
-            Err(error) => failure = Some(error),
-        }
-    }
-    match failure {
-        Some(error) if !answers => Err(error.into()),
-        Some(error) => {
-            eprintln!("windsor: {error}");
-            Ok(Look { at, devices, domains })
-        }
-        None => Ok(Look { at, devices, domains }),
-    }
-}
-
-fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
+/// A line for each disk, by VM and guest.
+pub fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
     let mut rows: Vec<Row> = now
         .devices
         .iter()
@@ -149,7 +42,7 @@ fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
                 then.filter(|then| then.stats.reads <= device.stats.reads && then.stats.writes <= device.stats.writes);
             let none = TopDevice::default();
             let then = then.unwrap_or(&none);
-            let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
+            let rate = |now, then| rate(now, then, seconds);
             let mut latency = [0u64; BUCKETS];
             let mut add = |counts: &[(u16, u64)], sign: fn(u64, u64) -> u64| {
                 for (bucket, count) in counts {
@@ -160,10 +53,9 @@ fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
             };
             add(&device.latency, u64::saturating_add);
             add(&then.latency, u64::saturating_sub);
-            let name = now.domains.iter().find(|domain| domain.domid == *guest).map(|domain| domain.name.clone());
             Row {
                 vm: vm.clone(),
-                guest: name.filter(|name| !name.is_empty()).unwrap_or_else(|| guest.to_string()),
+                guest: now.guest(*guest),
                 guest_domid: *guest,
                 device: Vdev(*devid).to_string(),
                 volume: device.volume.clone(),
@@ -185,7 +77,8 @@ fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
     rows
 }
 
-fn table(rows: &[Row]) -> String {
+/// As people read it.
+pub fn table(rows: &[Row]) -> String {
     let width = |head: &str, text: fn(&Row) -> &str| {
         rows.iter().map(|row| text(row).chars().count()).chain([head.len()]).max().unwrap_or(0)
     };
@@ -238,7 +131,10 @@ fn table(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::toolstack::domain::Domain;
 
     fn device(reads: u64, latency: Vec<(u16, u64)>) -> TopDevice {
         let mut device = TopDevice { guest: 2, devid: 51712, volume: "db".into(), latency, ..TopDevice::default() };
@@ -248,7 +144,7 @@ mod tests {
 
     fn at(device: TopDevice) -> Look {
         let domains = vec![Domain { domid: 2, name: "g1".into() }];
-        Look { at: Instant::now(), devices: [(("acme".into(), 2, 51712), device)].into(), domains }
+        Look { at: Instant::now(), devices: [(("acme".into(), 2, 51712), device)].into(), cards: [].into(), domains }
     }
 
     #[test]
