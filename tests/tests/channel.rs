@@ -169,6 +169,8 @@ fn logs_top_and_metrics() {
     assert_eq!(value("op=\"write\""), Some(10.0), "{}", text.out);
     assert_eq!(value("windsor_blk_latency_seconds_count"), Some(10.0));
     assert_eq!(value("windsor_up"), Some(1.0));
+    // A disk has at least a dozen keys.
+    assert!(value("windsor_xenstore_nodes") > Some(12.0), "{}", text.out);
     assert!(
         text.out.contains("windsor_xenbus_state{vm=\"acme\",guest=\"g1\"") && text.out.contains("side=\"frontend\"} 4")
     );

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use super::{FAILED, Failure, Outcome, WorldArgs, print};
 use crate::channel::client;
 use crate::channel::wire::{Answer, Ask};
+use crate::doctor::facts;
 use crate::metrics::check::check;
 use crate::metrics::serve::{Listen, Listener};
 use crate::metrics::text::Text;
@@ -77,9 +78,13 @@ fn scrape(world: &World, vm: Option<&str>) -> Result<String, Failure> {
     let domains = domain::all(&mut client).map_err(failed)?;
     let wanted = |name: &str, domid: u16| vm.is_none_or(|vm| vm == name || vm == domid.to_string());
     let mut merged = Merged::default();
+    if let World::Xen = world {
+        merged.quota = facts::quotas().get("nodes").copied();
+    }
     let mut found = false;
     for vm in status.vms.iter().filter(|vm| wanted(&vm.name, vm.domid)) {
         found = true;
+        merged.nodes.push((vm.name.clone(), facts::nodes(&mut client, vm.domid).map_err(failed)?));
         let text = match client::ask(world, vm.domid, &Ask::Metrics) {
             Ok(Answer::Metrics { text }) => text,
             Ok(other) => return Err(super::unexpected(other)),
@@ -119,6 +124,10 @@ struct Merged {
     /// Head and samples, in the order in which they came first.
     families: Vec<(String, String)>,
     up: Vec<(String, u8)>,
+    /// Nodes that each VM has in xenstore.
+    nodes: Vec<(String, usize)>,
+    /// How many it may have, where xenstored tells.
+    quota: Option<u64>,
 }
 
 impl Merged {
@@ -144,6 +153,14 @@ impl Merged {
         text.family("windsor_up", "gauge", "Whether a service VM answers.");
         for (vm, up) in &self.up {
             text.sample("windsor_up", &[("vm", vm)], up);
+        }
+        text.family("windsor_xenstore_nodes", "gauge", "Nodes of xenstore that a service VM has, nearly.");
+        for (vm, nodes) in &self.nodes {
+            text.sample("windsor_xenstore_nodes", &[("vm", vm)], nodes);
+        }
+        if let Some(quota) = self.quota {
+            text.family("windsor_xenstore_node_quota", "gauge", "Nodes of xenstore that a domain may have.");
+            text.sample("windsor_xenstore_node_quota", &[], quota);
         }
         let name = "windsor_xenbus_state";
         text.family(name, "gauge", "State of either side of a device: 4 is Connected.");

@@ -90,7 +90,7 @@ pub struct VmFacts {
     pub damage: Option<String>,
     /// The kernel in its image.
     pub kernel: Option<String>,
-    /// Nodes of the store that are its own, nearly: those of its backends and of what it publishes.
+    /// See [`nodes`].
     pub nodes: usize,
     /// Frames for mappings of other domains' pages; none where Xen does not tell.
     pub maptrack_frames: Option<u64>,
@@ -176,11 +176,31 @@ fn with_xl(facts: &mut Facts) {
     }
     // Without xen-pciback it complains; then none is assignable.
     facts.assignable = xl.output(&["pci-assignable-list"]).map(|text| pci::assignable(&text)).unwrap_or_default();
-    if let Ok(output) = Command::new("xenstore-control").arg("quota").output() {
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let number = |(name, value): (String, String)| Some((name, value.split_whitespace().next()?.parse().ok()?));
-        facts.quotas = pairs(&text).into_iter().filter_map(number).collect();
+    facts.quotas = quotas();
+}
+
+/// Quotas of xenstored by name; none where it does not tell.
+pub fn quotas() -> BTreeMap<String, u64> {
+    let Ok(output) = Command::new("xenstore-control").arg("quota").output() else { return BTreeMap::new() };
+    let number = |(name, value): (String, String)| Some((name, value.split_whitespace().next()?.parse().ok()?));
+    pairs(&String::from_utf8_lossy(&output.stdout)).into_iter().filter_map(number).collect()
+}
+
+/// Nodes of the store that are a service VM's own, nearly: those of its backends and of what it publishes.
+///
+/// # Errors
+/// The store did not answer.
+pub fn nodes(store: &mut Client, domid: u16) -> Result<usize, Error> {
+    let mut sum = count(store, &format!("/local/domain/{domid}/{}", publish::ROOT))?;
+    for class in Device::CLASSES {
+        let root = format!("/local/domain/{domid}/backend/{class}");
+        for guest in store.list(&root)? {
+            for devid in store.list(&format!("{root}/{guest}"))? {
+                sum += count(store, &format!("{root}/{guest}/{devid}"))?;
+            }
+        }
     }
+    Ok(sum)
 }
 
 /// Lines `NAME : VALUE`.
@@ -218,7 +238,7 @@ fn vm(name: &str, domain: Option<&Domain>, domains: &[Domain], store: &mut Clien
     let Some(domain) = domain else { return Ok(vm) };
     let domid = domain.domid;
     vm.ready = consumers::is_ready(store, domid)?;
-    vm.nodes = count(store, &format!("/local/domain/{domid}/{}", publish::ROOT))?;
+    vm.nodes = nodes(store, domid)?;
     for class in Device::CLASSES {
         let root = format!("/local/domain/{domid}/backend/{class}");
         for guest in store.list(&root)? {
@@ -226,7 +246,6 @@ fn vm(name: &str, domain: Option<&Domain>, domains: &[Domain], store: &mut Clien
                 let device = devid.parse().ok().and_then(|devid| Device::new(class, devid));
                 let (Ok(guest), Some(device)) = (guest.parse::<u16>(), device) else { continue };
                 let paths = Paths::new(guest, domid, device);
-                vm.nodes += count(store, &paths.backend)?;
                 vm.devices.push(device_facts(store, &paths, domains)?);
             }
         }
