@@ -69,6 +69,13 @@ fn a_dom0_that_is_well_and_one_that_is_not() {
         assert!(ended.err.contains(words), "no \"{words}\" in {}", ended.err);
     }
     assert!(ended.out.contains("ok       xen                Xen 4.17.5"), "{}", ended.out);
+    // `status` says so as well.
+    let status = run(dom0.windsor().arg("status"));
+    assert!(status.fine().contains("xvda of g1 was served by domain 1, which is gone"), "{status:?}");
+    assert!(status.out.contains("\n    windsor vm start its service VM; windsor detach g1 xvda --force"), "{status:?}");
+    let status = run(dom0.windsor().args(["status", "--json"]));
+    let status: Value = serde_json::from_str(status.fine()).unwrap();
+    assert!(status["orphans"][0]["device"] == "xvda" && status["vms"] == Value::Array(vec![]), "{status}");
     let nobody = run(dom0.windsor().args(["doctor", "--guest", "nobody"]));
     assert!(nobody.refused(3).contains("nothing is known of \"nobody\""));
 }

@@ -3,10 +3,12 @@
 use std::fmt::Write;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{FAILED, Failure, Outcome, WorldArgs};
 use crate::store;
 use crate::toolstack::look::{self, CardStatus, DeviceStatus, Status};
+use crate::vm::consumers::{self, Consumer};
 
 /// Arguments of `windsor status`.
 #[derive(Args, Debug)]
@@ -18,6 +20,15 @@ pub struct StatusArgs {
     json: bool,
 }
 
+/// For programs: what service VMs say, and what is left of those that are dead.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    status: Status,
+    /// Devices of guests whose service VM is gone.
+    orphans: Vec<Consumer>,
+}
+
 /// Prints every service VM with its volumes, networks and devices.
 ///
 /// # Errors
@@ -25,12 +36,17 @@ pub struct StatusArgs {
 pub fn run(args: &StatusArgs) -> Outcome {
     let world = args.world.world()?;
     let mut store = store::toolstack(&world)?;
-    let status = look::status(&mut store).map_err(|error| Failure::new(FAILED, format!("xenstore: {error}")))?;
+    let failed = |error: xenstore::Error| Failure::new(FAILED, format!("xenstore: {error}"));
+    let status = look::status(&mut store).map_err(failed)?;
+    let report = Report { status, orphans: consumers::orphans(&mut store).map_err(failed)? };
     if args.json {
-        let text = serde_json::to_string_pretty(&status).map_err(|error| Failure::new(FAILED, error))?;
+        let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::new(FAILED, error))?;
         println!("{text}");
     } else {
-        print!("{}", table(&status));
+        print!("{}", table(&report.status));
+        for orphan in &report.orphans {
+            println!("{}\n    {}", orphan.loss(), orphan.cure());
+        }
     }
     Ok(())
 }

@@ -35,16 +35,8 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
         }
     }
     for orphan in &facts.orphans {
-        let (guest, device, service) = (&orphan.guest, &orphan.device, orphan.service_domid);
-        findings.push(
-            Finding::new(
-                "dead-service",
-                Level::Error,
-                format!("{device} of {guest} was served by domain {service}, which is gone: what {guest} asked of it waits for ever"),
-                format!("windsor vm start its service VM; windsor detach {guest} {device} --force and attach it again, or xl destroy {guest} and start it if it hangs (Linux older than 7.0)"),
-            )
-            .about(guest),
-        );
+        let finding = Finding::new("dead-service", Level::Error, orphan.loss(), orphan.cure());
+        findings.push(finding.about(&orphan.guest));
     }
     findings
 }

@@ -25,6 +25,25 @@ pub struct Consumer {
     pub why: String,
 }
 
+impl Consumer {
+    /// What has become of a device whose service VM is dead.
+    pub fn loss(&self) -> String {
+        let Consumer { guest, device, service_domid, .. } = self;
+        format!(
+            "{device} of {guest} was served by domain {service_domid}, which is gone: what {guest} asked of it waits for ever"
+        )
+    }
+
+    /// What to do about that.
+    pub fn cure(&self) -> String {
+        let Consumer { guest, device, .. } = self;
+        format!(
+            "windsor vm start its service VM; windsor detach {guest} {device} --force and attach it again, \
+             or xl destroy {guest} and start it if it hangs (Linux older than 7.0)"
+        )
+    }
+}
+
 /// Every device of every guest, as libxl has set it up, with its service VM's number.
 ///
 /// # Errors
