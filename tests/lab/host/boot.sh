@@ -4,6 +4,9 @@
 MACHINE_MEMORY=4096
 DOM0_MEMORY=1280
 
+# Two NVMe SSDs behind the machine's IOMMU, 0000:00:10.0 and 0000:00:11.0, MiB each and blank at each boot. dom0 has no driver for them loaded.
+SSD_SIZE=128
+
 # Of silence on the serial line: dom0 says every ten seconds that it is alive.
 SILENCE=180
 
@@ -38,7 +41,7 @@ without_result() {
 
 # run_machine GROUP CPUS LOG CASE...: one machine, until it has ended, its time is over, or it is stuck.
 run_machine() {
-    local group=$1 cpus=$2 log=$3 limit=90 case started qemu size=0 grown
+    local group=$1 cpus=$2 log=$3 limit=90 case started qemu size=0 grown ssd ssds=(-device amd-iommu)
     shift 3
     rm -rf "$log" "$LAB/build/boot"
     mkdir -p "$log" "$LAB/build/boot/lab/cases"
@@ -58,10 +61,15 @@ run_machine() {
     mkfifo "$log/monitor.in" "$log/monitor.out"
     started=$SECONDS grown=$SECONDS
     SHOWN=0
+    for ssd in 0 1; do
+        rm -f "$LAB/build/ssd$ssd"
+        truncate -s ${SSD_SIZE}M "$LAB/build/ssd$ssd"
+        ssds+=(-drive "file=ssd$ssd,if=none,id=ssd$ssd,format=raw,cache=unsafe" -device "nvme,serial=ssd$ssd,drive=ssd$ssd,addr=1$ssd")
+    done
     # Relative paths: QEMU and multiboot give a meaning to blanks and commas in them.
     (cd "$LAB/build" && exec qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu qemu64,+svm,+npt -smp "$cpus" -m $MACHINE_MEMORY \
-        -display none -monitor "pipe:../logs/$group/monitor" -net none -no-reboot -serial "file:../logs/$group/serial.log" -kernel xen \
-        -append "console=com1 com1=115200,8n1,0x3f8,4 dom0_mem=${DOM0_MEMORY}M,max:${DOM0_MEMORY}M dom0_max_vcpus=1 conring_size=1m loglvl=warning guest_loglvl=warning" \
+        -display none -monitor "pipe:../logs/$group/monitor" -net none -no-reboot -serial "file:../logs/$group/serial.log" "${ssds[@]}" -kernel xen \
+        -append "console=com1 com1=115200,8n1,0x3f8,4 iommu=1 dom0_mem=${DOM0_MEMORY}M,max:${DOM0_MEMORY}M dom0_max_vcpus=1 conring_size=1m loglvl=warning guest_loglvl=warning" \
         -initrd "vmlinuz console=hvc0 quiet rdinit=/init,dom0.img" </dev/null >"$log/qemu.log" 2>&1) &
     qemu=$!
     QEMU_PID=$qemu

@@ -53,6 +53,19 @@ with_modules() {
     done
 }
 
+# with_modprobe TREE KERNEL MODULE...: modules for `modprobe`, which need no others.
+with_modprobe() {
+    local tree=$1 kernel=$2 dir name
+    dir=$tree/lib/modules/$(basename "$(modules_of "$kernel")")
+    shift 2
+    mkdir -p "$dir"
+    for name in "$@"; do
+        find "$(modules_of "$kernel")" -name "$name.ko" -exec cp {} "$dir/" \;
+        [ -e "$dir/$name.ko" ] || die "kernel $kernel has no module $name"
+        echo "$name.ko:" >>"$dir/modules.dep"
+    done
+}
+
 # Debian's fio is linked to the clients of Ceph, Gluster, RDMA and NBD, iperf3 to OpenSSL and SCTP. The lab's machines use none of them: in
 # place of their 100 MB they get empty libraries with the same names, versions and symbols.
 STUBBED="usr/bin/fio usr/lib/x86_64-linux-gnu/libiperf.so.0"
@@ -112,6 +125,7 @@ build_dom0() {
     # libxl cancels threads, which loads this one only when it happens.
     cp -L /usr/lib/x86_64-linux-gnu/libgcc_s.so.1 "$tree/lib/"
     with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback xen-netback xen-netfront brd loop
+    with_modprobe "$tree" dom0 xen-pciback
     mkdir -p "$tree/etc/xen/scripts" "$tree/var/lib/xen"
     cp "$HERE/dom0/block" "$HERE/dom0/vif" "$tree/etc/xen/scripts/"
     cp "$HERE/dom0/init" "$tree/init"
@@ -176,7 +190,7 @@ deb_tree() {
     dpkg -x "$LAB"/build/deb/windsor_*_amd64.deb "$root" || return
     cp "$(vmlinuz_of 6.12)" "$root/boot/vmlinuz-$version"
     cp $modules/modules.builtin "$root/lib/modules/$version/"
-    for name in xen-evtchn xen-gntdev xen-gntalloc xen-blkfront nvme nvme-core tun; do
+    for name in xen-evtchn xen-gntdev xen-gntalloc xen-blkfront xen-pcifront nvme nvme-core tun; do
         for file in $(find $modules -name "$name.ko*"); do cp "$file" "$root/lib/modules/$version/"; done
     done
     awk '/^```sh$/ { on = 1; next } /^```$/ { on = 0 } on' "$WORKSPACE/docs/tutorial.md" >"$root/tests/tutorial.sh"
