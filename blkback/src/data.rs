@@ -59,6 +59,8 @@ struct Held {
     indirect_page: Option<(GrantRef, u16)>,
     /// A grant copy for this request failed.
     failed: bool,
+    /// It holds more than pages of the table, or has failed: see below.
+    more: bool,
     /// Its pages, mapped for as long as it lasts, and what mapping them took.
     transient: Option<(RegionId, Duration)>,
 }
@@ -191,14 +193,15 @@ impl Data {
     /// Takes over the segments of a direct request.
     #[inline]
     pub fn set_segments(&mut self, slot: u16, segments: &[Segment]) {
-        self.segments_room(slot)[..segments.len()].copy_from_slice(segments);
-        self.segments_set(slot, segments.len() as u8);
+        let base = self.base(slot);
+        self.segments[base..base + segments.len()].copy_from_slice(segments);
+        self.held[usize::from(slot)] = Held { segments: segments.len() as u16, ..Held::default() };
     }
 
     /// Asks for the page with a request's segments; [`Data::map`] and [`Data::copy_indirect`] bring them.
     pub fn want_indirect(&mut self, slot: u16, page: GrantRef, scratch: usize, ring: &mut Uring) {
         let indirect_page = Some((page, scratch as u16));
-        self.held[usize::from(slot)] = Held { indirect_page, ..Held::default() };
+        self.held[usize::from(slot)] = Held { indirect_page, more: true, ..Held::default() };
         self.unsettled.push(slot);
         let place = self.place(slot, page, ring);
         self.held[usize::from(slot)].indirect = place;
@@ -398,7 +401,7 @@ impl Data {
         let data = Span { offset: run.offset + before, len, ..run };
         self.spans[base] = run;
         let held = &mut self.held[usize::from(slot)];
-        (held.spans, held.arena, held.data) = (1, Some(run), Some(data));
+        (held.spans, held.more, held.arena, held.data) = (1, true, Some(run), Some(data));
         if write {
             self.copy_segments(slot, data, true, ring);
         }
@@ -430,7 +433,7 @@ impl Data {
                 Span { region, offset: (page * PAGE_SIZE) as u32 + span.offset(), len: span.len() };
         }
         let held = &mut self.held[usize::from(slot)];
-        (held.spans, held.transient) = (count as u16, Some((region, begun.elapsed())));
+        (held.spans, held.more, held.transient) = (count as u16, true, Some((region, begun.elapsed())));
         true
     }
 
@@ -495,9 +498,13 @@ impl Data {
         }
     }
 
-    /// Sends the data of all reads, in one call.
-    pub fn finish_copies(&mut self, ring: &Uring) {
-        self.copy_with_arena(CopyDirection::ToPeer, ring);
+    /// Sends the data of all reads, in one call; false when there was nothing to send that way.
+    pub fn finish_copies(&mut self, ring: &Uring) -> bool {
+        let any = !self.copies.is_empty() || self.spare.is_some();
+        if any {
+            self.copy_with_arena(CopyDirection::ToPeer, ring);
+        }
+        any
     }
 
     fn copy_with_arena(&mut self, direction: CopyDirection, ring: &Uring) {
@@ -522,7 +529,9 @@ impl Data {
             tracing::debug!(%error, "grant copy failed");
         }
         for (copy, owner) in self.copies.iter().zip(&self.owners) {
-            self.held[usize::from(*owner)].failed |= failed.is_err() || !copy.status.is_okay();
+            let held = &mut self.held[usize::from(*owner)];
+            held.failed |= failed.is_err() || !copy.status.is_okay();
+            held.more |= held.failed;
         }
         self.copies.clear();
         self.owners.clear();
@@ -535,28 +544,28 @@ impl Data {
     }
 
     /// Gives everything back that a request holds.
-    #[inline]
+    #[inline(always)]
     pub fn release(&mut self, slot: u16, ring: &mut Uring) {
         let base = self.base(slot);
         let held = &mut self.held[usize::from(slot)];
         let segments = usize::from(std::mem::take(&mut held.segments));
-        let (arena, transient, indirect) = (held.arena.take(), held.transient.take(), held.indirect.take());
-        held.failed = false;
+        let more = held.more;
+        self.release_places(base, segments);
+        if more {
+            self.release_more(slot, segments, ring);
+        }
+    }
+
+    fn release_more(&mut self, slot: u16, segments: usize, ring: &mut Uring) {
+        let Held { arena, transient, indirect, .. } = std::mem::take(&mut self.held[usize::from(slot)]);
         if let Some(run) = arena {
             self.give_run(run, ring);
         }
         if let Some((region, mapping)) = transient {
             self.unmap_transient(region, segments, mapping, ring);
         }
-        if let Some(table) = &mut self.table {
-            for place in &mut self.places[base..base + segments] {
-                if let Some(place) = std::mem::take(place).get() {
-                    table.release(place);
-                }
-            }
-            if let Some(place) = indirect {
-                table.release(place);
-            }
+        if let (Some(table), Some(place)) = (&mut self.table, indirect) {
+            table.release(place);
         }
     }
 

@@ -12,13 +12,13 @@ use grant::journal::{Journal, SlotState};
 use grant::meter::Block;
 use grant::reactor::{Channel, Core, Queue, Turn};
 use grant::ring::BackRing;
-use grant::uring::{Completion, MemoryId, Operation as RingOperation, Outcome, Owner};
+use grant::uring::{Completion, Direction, FileSlot, MemoryId, Operation as RingOperation, Outcome, Owner, Transfer};
 
 use crate::data::{Around, Data};
 use crate::disk::{Disk, Ended, Erased, Io, Job};
 use crate::gate::Pass;
 use crate::hold::Hold;
-use crate::proto::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, SECTOR_SIZE, response};
+use crate::proto::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, response};
 use crate::request::{Limits, Operation, Plain, byte_range};
 use crate::stats::Counter;
 
@@ -60,7 +60,7 @@ pub struct Parts {
 struct Slot {
     id: u64,
     response_op: u8,
-    /// What the response says: decided by us when it was rejected, else by how the disk ended it.
+    /// What the response says: known when the request is rejected, or has ended.
     status: i16,
     /// What the disk said; the first error counts.
     ended: Ended,
@@ -225,6 +225,7 @@ impl BlkQueue {
             let slot = self.batch[at];
             self.slots[usize::from(slot)].started = true;
             if self.parts.data.failed(slot) {
+                self.slots[usize::from(slot)].status = BLKIF_RSP_ERROR;
                 self.ended.push(slot);
             } else {
                 self.parts.journal.set_state(slot, SlotState::Submitted);
@@ -235,31 +236,31 @@ impl BlkQueue {
         self.leave();
     }
 
-    /// Takes a plain request all the way to the disk, if nothing stands in its way and all its pages are mapped where
-    /// I/O may touch them: what most requests are. False leaves it to the longer way, with nothing held.
-    #[inline]
-    pub(super) fn start_at_once(&mut self, slot: u16, plain: &Plain, now: u64, core: &mut Core) -> bool {
-        let Parts { pass, data, journal, disk, memory, .. } = &mut self.parts;
-        let is_plain_disk = pass.is_none() && self.unit == SECTOR_SIZE as u32;
-        if !is_plain_disk || !data.is_zero_copy() || !self.stalled.is_empty() {
+    /// Takes a request all the way from its private copy to the disk's `file`, if it is a plain one and all its pages are
+    /// mapped: what most requests are. False leaves it to the longer way, with nothing held.
+    #[inline(always)]
+    fn start_at_once(&mut self, slot: u16, file: FileSlot, now: u64, core: &mut Core) -> bool {
+        let Parts { data, journal, memory, limits, .. } = &mut self.parts;
+        let copy = journal.copied(slot);
+        let Some(plain) = Plain::parse(|at| copy.word(at), limits) else { return false };
+        let Plain { id, operation, response_op, sector, count } = plain;
+        let located = data.locate_at_once(slot, count, |at| copy.word(Plain::SEGMENTS_AT + at));
+        let Some(len) = located else { return false };
+        let write = operation == Operation::Write;
+        let range = byte_range(sector, len, self.sectors);
+        let placed = range.and_then(|range| Some((range, data.prepare_at_once(slot, len, write, &mut core.ring)?)));
+        let Some(((at, len), piece)) = placed else {
+            data.forget(slot, &mut core.ring);
             return false;
-        }
-        let count = usize::from(plain.count);
-        let range = byte_range(plain.sector, &data.segments_room(slot)[..count], self.sectors);
-        let Some((at, len)) = range else { return false };
-        let Some(spans) = data.locate_all(slot, count) else { return false };
-        let job = Job { slot, operation: plain.operation, at, len, ..Job::NONE };
-        let state = &mut self.slots[usize::from(slot)];
-        let Plain { id, response_op, .. } = *plain;
-        *state = Slot { id, response_op, job, started: true, ..Slot::new(now) };
+        };
+        let job = Job { slot, operation, at, len, last: true, ..Job::NONE };
+        self.slots[usize::from(slot)] = Slot { id, response_op, job, started: true, pending: 1, ..Slot::new(now) };
         self.running += 1;
         journal.set_state(slot, SlotState::Submitted);
-        let Slot { job, pending, .. } = state;
-        let mut io = Io { ring: &mut core.ring, memory: *memory, spans, pending, finished: None, most: u32::MAX };
-        disk.start(job, &mut io);
-        if let Some(ended) = io.finished {
-            state.finished = true;
-            self.end(slot, ended, core);
+        let (owner, direction) = (Owner { memory: *memory, slot }, direction(operation));
+        if !piece.is_some_and(|piece| core.ring.transfer_whole(owner, direction, file, at, piece)) {
+            let transfer = Transfer { direction, file, at, start: 0, len };
+            core.ring.transfer(owner, transfer, data.spans(slot), u32::MAX);
         }
         true
     }
@@ -315,6 +316,34 @@ impl BlkQueue {
         }
     }
 
+    /// An operation has ended that was not the last of a plain request, or not well.
+    #[inline(never)]
+    fn ended_otherwise(&mut self, completion: Completion, core: &mut Core) {
+        let slot = completion.owner.slot;
+        let ended = match completion.outcome() {
+            Outcome::Again(rest) => {
+                let owner = Owner { memory: self.parts.memory, slot };
+                return core.ring.again(owner, rest, self.parts.data.spans(slot));
+            }
+            Outcome::Done => Ok(()),
+            Outcome::Failed(errno) => {
+                self.failed(completion.operation, errno);
+                Err(errno)
+            }
+        };
+        self.advance(slot, ended, core);
+    }
+
+    /// The one transfer of a request has failed, or is to be continued.
+    #[cold]
+    fn came_short(&mut self, slot: u16, result: i32, core: &mut Core) {
+        let Job { operation, at, len, .. } = self.slots[usize::from(slot)].job;
+        let Some(file) = self.parts.disk.direct() else { return };
+        let transfer = Transfer { direction: direction(operation), file, at, start: 0, len };
+        let owner = Owner { memory: self.parts.memory, slot };
+        self.ended_otherwise(Completion { owner, operation: RingOperation::Transfer(transfer), result }, core);
+    }
+
     /// Something that a request asked for has ended.
     fn advance(&mut self, slot: u16, ended: Ended, core: &mut Core) {
         let Some(state) = self.slots.get_mut(usize::from(slot)) else { return };
@@ -334,6 +363,7 @@ impl BlkQueue {
         if state.pending > 0 {
             return;
         }
+        state.status = status(state.ended, &state.job);
         if state.ended.is_err() && state.job.operation == Operation::Flush {
             self.parts.hold.fail_flushes();
         }
@@ -352,7 +382,7 @@ impl BlkQueue {
     /// those that followed does: some may fail for good.
     fn restart(&mut self, slot: u16, probe: bool, core: &mut Core) {
         let state = &mut self.slots[usize::from(slot)];
-        (state.finished, state.probe, state.ended) = (false, probe, Ok(()));
+        (state.finished, state.probe, state.ended, state.status) = (false, probe, Ok(()), BLKIF_RSP_OKAY);
         (state.job.step, state.job.outer_step, state.job.last) = (0, 0, false);
         self.drive(slot, None, core);
     }
@@ -374,38 +404,45 @@ impl BlkQueue {
         }
     }
 
+    /// Brings the guest the data of what has been read.
+    fn copy_out(&mut self, core: &mut Core) {
+        let data = &mut self.parts.data;
+        for &slot in &self.ended {
+            let state = &self.slots[usize::from(slot)];
+            if state.ended.is_ok() && state.job.operation == Operation::Read && !state.rejected {
+                data.copy_out(slot, &core.ring);
+            }
+        }
+        if data.finish_copies(&core.ring) {
+            for &slot in self.ended.iter().filter(|&&slot| data.failed(slot)) {
+                self.slots[usize::from(slot)].status = BLKIF_RSP_ERROR;
+            }
+        }
+    }
+
     /// Answers what has ended: data first, then all responses, one publish, at most one notify.
     fn answer(&mut self, core: &mut Core) {
         if self.parts.data.copies() {
-            for &slot in &self.ended {
-                let state = &self.slots[usize::from(slot)];
-                if state.ended.is_ok() && state.job.operation == Operation::Read && !state.rejected {
-                    self.parts.data.copy_out(slot, &core.ring);
-                }
-            }
-            self.parts.data.finish_copies(&core.ring);
+            self.copy_out(core);
         }
         let (now, mut tally) = (core.read_clock(), Tally::default());
         let len = self.parts.limits.abi.response_len();
+        let Parts { data, journal, ring, meter, pass, .. } = &mut self.parts;
         for &slot in &self.ended {
-            let Parts { data, journal, ring, meter, pass, .. } = &mut self.parts;
-            let state = &mut self.slots[usize::from(slot)];
-            if !state.rejected {
-                state.status = if data.failed(slot) { BLKIF_RSP_ERROR } else { status(state.ended, &state.job) };
-            }
-            if state.started {
-                self.running -= 1;
-                if let Some(pass) = pass
-                    && state.is_exclusive()
-                {
-                    pass.open();
-                }
+            let state = &self.slots[usize::from(slot)];
+            self.running -= usize::from(state.started);
+            if let Some(pass) = pass
+                && state.started
+                && state.is_exclusive()
+            {
+                pass.open();
             }
             journal.set_done(slot, state.status, ring.rsp_prod());
             ring.respond_words(response(state.id, state.response_op, state.status), len);
             data.release(slot, &mut core.ring);
             tally.add(state, now, meter);
         }
+        tally.record(meter);
         self.account_tally(&tally);
         let notify = self.parts.ring.publish();
         self.parts.journal.set_published(self.parts.ring.rsp_prod());
@@ -423,6 +460,9 @@ impl BlkQueue {
 }
 
 impl Queue for BlkQueue {
+    // The queues of a disk wake each other by message.
+    const INDEPENDENT: bool = true;
+
     fn turn(&mut self, core: &mut Core) -> Turn {
         self.retry = false;
         if !self.stalled.is_empty() {
@@ -444,8 +484,10 @@ impl Queue for BlkQueue {
             self.count(Counter::RingFull, 1);
         }
         self.take(waiting, core);
-        self.locate(core);
-        self.start(core);
+        if !self.batch.is_empty() {
+            self.locate(core);
+            self.start(core);
+        }
         self.count(Counter::Batches, 1);
         self.parts.meter.set(Counter::InFlight as usize, self.in_flight() as u64);
         Turn::Busy
@@ -460,22 +502,22 @@ impl Queue for BlkQueue {
             && state.pending == 1
             && !state.probe
         {
-            // What most requests come to. All the rest is below, and in `end`.
+            // What most requests come to.
             (state.pending, state.finished) = (0, true);
             return self.ended.push(slot);
         }
-        let ended = match completion.outcome() {
-            Outcome::Again(rest) => {
-                let owner = Owner { memory: self.parts.memory, slot };
-                return core.ring.again(owner, rest, self.parts.data.spans(slot));
-            }
-            Outcome::Done => Ok(()),
-            Outcome::Failed(errno) => {
-                self.failed(completion.operation, errno);
-                Err(errno)
-            }
-        };
-        self.advance(slot, ended, core);
+        self.ended_otherwise(completion, core);
+    }
+
+    #[inline(always)]
+    fn transferred(&mut self, slot: u16, result: i32, core: &mut Core) {
+        let state = &mut self.slots[usize::from(slot)];
+        if result == state.job.len as i32 {
+            // Nothing else of it was in flight: see `start_at_once`.
+            (state.pending, state.finished) = (0, true);
+            return self.ended.push(slot);
+        }
+        self.came_short(slot, result, core);
     }
 
     fn settle(&mut self, core: &mut Core) {
@@ -540,6 +582,11 @@ impl Queue for BlkQueue {
 
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 const EOPNOTSUPP: i32 = rustix::io::Errno::OPNOTSUPP.raw_os_error();
+
+#[inline]
+fn direction(operation: Operation) -> Direction {
+    if operation == Operation::Read { Direction::Read } else { Direction::Write }
+}
 
 /// What a response says of a request that ended so.
 fn status(ended: Ended, job: &Job) -> i16 {

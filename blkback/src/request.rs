@@ -5,7 +5,6 @@
 //! copy again.
 
 use grant::GrantRef;
-use grant::ring::WIDE_WORDS;
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::config::Discard;
@@ -65,6 +64,13 @@ impl Segment {
     #[inline]
     pub fn parse(wire: &BlkifRequestSegment) -> Option<Segment> {
         SectorSpan::new(wire.first_sect, wire.last_sect).map(|span| Segment { gref: GrantRef(wire.gref), span })
+    }
+
+    /// The same from a word: reference, first and last sector, padding.
+    #[inline(always)]
+    pub fn from_word(wire: u64) -> Option<Segment> {
+        let span = SectorSpan::new((wire >> 32) as u8, (wire >> 40) as u8)?;
+        Some(Segment { gref: GrantRef(wire as u32), span })
     }
 }
 
@@ -193,31 +199,28 @@ pub struct Plain {
     pub response_op: u8,
     /// As in [`Request`].
     pub sector: u64,
-    /// Segments found, 1..=11.
+    /// Segments in the slot, 1..=11, not looked at yet.
     pub count: u8,
 }
 
 impl Plain {
-    /// Takes the private copy of a 64-bit guest's slot apart, its segments into `segments`. `None` for whatever is not
-    /// that plain: [`Request::parse`] knows what it is, or what is wrong with it.
-    #[inline]
-    pub fn parse(words: &[u64; WIDE_WORDS], limits: &Limits, segments: &mut [Segment]) -> Option<Plain> {
-        let [head, id, sector, wire @ ..] = words;
-        let (response_op, count) = (*head as u8, (head >> 8) as u8);
+    /// Words of the slot before the first segment, each of which is one word.
+    pub const SEGMENTS_AT: usize = 3;
+
+    /// Takes the private copy of a 64-bit guest's slot apart, of which `word` gives word n, without its segments. `None` for whatever is not that plain: [`Request::parse`] knows what it is, or what is wrong with it.
+    #[inline(always)]
+    pub fn parse(word: impl Fn(usize) -> u64, limits: &Limits) -> Option<Plain> {
+        let head = word(0);
+        let (response_op, count) = (head as u8, (head >> 8) as u8);
         let operation = match response_op {
             BLKIF_OP_READ => Operation::Read,
             BLKIF_OP_WRITE if !limits.read_only => Operation::Write,
             _ => return None,
         };
-        if limits.abi != Abi::X86_64 || count == 0 {
+        if limits.abi != Abi::X86_64 || count == 0 || usize::from(count) > MAX_SEGMENTS {
             return None;
         }
-        let (wire, segments) = (wire.get(..usize::from(count))?, segments.get_mut(..usize::from(count))?);
-        for (to, wire) in segments.iter_mut().zip(wire) {
-            let span = SectorSpan::new((wire >> 32) as u8, (wire >> 40) as u8)?;
-            *to = Segment { gref: GrantRef(*wire as u32), span };
-        }
-        Some(Plain { id: *id, operation, response_op, sector: *sector, count })
+        Some(Plain { id: word(1), operation, response_op, sector: word(2), count })
     }
 }
 
@@ -339,14 +342,19 @@ impl Request {
     }
 }
 
-/// The byte range on the disk of a request with these segments; `None` when it does not fit a disk of `sectors`.
-/// Without segments there is no range, and Linux writes -1 into the sector of an empty flush.
+/// Bytes of these segments.
 #[inline]
-pub fn byte_range(sector: u64, segments: &[Segment], sectors: u64) -> Option<(u64, u32)> {
-    if segments.is_empty() {
+pub fn data_len(segments: &[Segment]) -> u32 {
+    segments.iter().map(|segment| segment.span.len()).sum()
+}
+
+/// The byte range on the disk of a request with so many bytes of data; `None` when it does not fit a disk of `sectors`.
+/// Without data there is no range, and Linux writes -1 into the sector of an empty flush.
+#[inline]
+pub fn byte_range(sector: u64, len: u32, sectors: u64) -> Option<(u64, u32)> {
+    if len == 0 {
         return Some((0, 0));
     }
-    let len: u32 = segments.iter().map(|segment| segment.span.len()).sum();
     let end = sector.checked_add(u64::from(len) / SECTOR_SIZE)?;
     if end > sectors {
         return None;
@@ -366,6 +374,7 @@ pub fn discard_range(sector: u64, count: u64, sectors: u64) -> Option<(u64, u64)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use grant::ring::WIDE_WORDS;
     use zerocopy::IntoBytes;
 
     const LIMITS: Limits =
@@ -402,9 +411,13 @@ mod tests {
                     request.seg[odd] =
                         BlkifRequestSegment { gref: u32::MAX, first_sect: first, last_sect: last, pad: 9 };
                     let words: [u64; WIDE_WORDS] = zerocopy::transmute!(request);
-                    let mut found = [Segment::NONE; 256];
                     let long = Request::parse(request.as_bytes(), &limits);
-                    let Some(short) = Plain::parse(&words, &limits, &mut found) else {
+                    let short = Plain::parse(|at| words[at], &limits).and_then(|plain| {
+                        let wire = &words[Plain::SEGMENTS_AT..][..usize::from(plain.count)];
+                        let found: Option<Vec<Segment>> = wire.iter().map(|wire| Segment::from_word(*wire)).collect();
+                        Some((plain, found?))
+                    });
+                    let Some((short, found)) = short else {
                         let plain = |request: &Request| matches!(request.operation, Operation::Read | Operation::Write);
                         let direct = |request: &Request| matches!(request.segments, Segments::Direct(..));
                         assert!(!long.is_ok_and(|request| plain(&request) && direct(&request)), "{request:?}");
@@ -415,7 +428,7 @@ mod tests {
                     assert_eq!((short.operation, short.response_op), (long.operation, long.response_op));
                     let Segments::Direct(segments, segment_count) = long.segments else { panic!("{long:?}") };
                     assert_eq!(short.count, segment_count);
-                    assert_eq!(found[..usize::from(count)], segments[..usize::from(count)]);
+                    assert_eq!(found, segments[..usize::from(count)]);
                     plain += 1;
                 }
             }
@@ -423,7 +436,7 @@ mod tests {
         assert_eq!(plain, 3 * 11 * 4, "reads and writes, 1 to 11 segments, the four pairs that are possible");
         let words: [u64; WIDE_WORDS] = zerocopy::transmute!(rw(BLKIF_OP_READ, 1, 0, 7));
         let narrow = Limits { abi: Abi::X86_32, ..LIMITS };
-        assert!(Plain::parse(&words, &narrow, &mut [Segment::NONE; 11]).is_none());
+        assert!(Plain::parse(|at| words[at], &narrow).is_none());
     }
 
     #[test]
@@ -555,10 +568,11 @@ mod tests {
     #[test]
     fn ranges_past_the_end_and_around_the_top_are_refused() {
         let page = [Segment::parse(&BlkifRequestSegment { gref: 1, first_sect: 0, last_sect: 7, pad: 0 }).unwrap(); 2];
-        assert_eq!(byte_range(84, &page, 100), Some((84 * 512, 8192)));
+        let page = data_len(&page);
+        assert_eq!(byte_range(84, page, 100), Some((84 * 512, 8192)));
         for sector in [85, 100, u64::MAX, u64::MAX - 15, i64::MAX as u64, u64::MAX / 512] {
-            assert_eq!(byte_range(sector, &page, 100), None, "{sector}");
+            assert_eq!(byte_range(sector, page, 100), None, "{sector}");
         }
-        assert_eq!(byte_range(u64::MAX / 256, &page, u64::MAX), None, "the byte offset must fit as well");
+        assert_eq!(byte_range(u64::MAX / 256, page, u64::MAX), None, "the byte offset must fit as well");
     }
 }

@@ -18,12 +18,12 @@ use std::os::fd::OwnedFd;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::pages::Records;
+use crate::pages::{Record, Records};
 use crate::ring::{BackRing, WIDE_WORDS};
 use crate::{PAGE_SIZE, Pages, memfd};
 
 /// Version of the layout; another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MAGIC: u64 = u64::from_le_bytes(*b"WINDSORJ");
 const PARAMETERS_AT: usize = 64;
 const REQ_CONS: usize = 32;
@@ -34,7 +34,8 @@ pub const SLOT: usize = 128;
 pub const MAX_REQUEST: usize = SLOT - REQUEST_AT;
 const STATUS_AT: usize = 2;
 const INDEX_AT: usize = 4;
-const REQUEST_AT: usize = 8;
+/// Aligned to what moves at a time.
+const REQUEST_AT: usize = 16;
 /// Longest parameters.
 const MAX_PARAMETERS: usize = 1 << 20;
 
@@ -73,6 +74,26 @@ pub struct Journal {
     slots_at: usize,
     pool_at: usize,
     pool_entry: usize,
+}
+
+/// The private copy of a request: nobody writes it any more.
+#[derive(Clone, Copy)]
+pub struct Copied<'a>(Record<'a, SLOT>);
+
+impl Copied<'_> {
+    /// Word `at` of the request.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[inline(always)]
+    pub fn word(self, at: usize) -> u64 {
+        self.0.load(REQUEST_AT + at * 8)
+    }
+
+    /// All of them.
+    pub fn words(self) -> [u64; WIDE_WORDS] {
+        std::array::from_fn(|at| self.word(at))
+    }
 }
 
 fn layout(parameters: usize, slots: usize) -> (usize, usize) {
@@ -156,14 +177,19 @@ impl Journal {
         self.slots_at + usize::from(slot) * SLOT
     }
 
-    /// Takes the ring's next request into a slot, marks it taken, and returns the same copy.
+    /// Takes the ring's next request into a slot and marks it taken.
     #[inline]
-    pub fn take(&self, slot: u16, ring: &mut BackRing) -> [u64; WIDE_WORDS] {
-        let request = ring.take_words();
-        self.slots.store_all(usize::from(slot), REQUEST_AT, &request);
+    pub fn take(&self, slot: u16, ring: &mut BackRing) -> Copied<'_> {
+        ring.take_to(&self.slots, usize::from(slot), REQUEST_AT);
         self.set_state(slot, SlotState::Taken);
         self.head.store_half(0, REQ_CONS, ring.req_cons());
-        request
+        self.copied(slot)
+    }
+
+    /// The private copy of a request, to be read word by word.
+    #[inline]
+    pub fn copied(&self, slot: u16) -> Copied<'_> {
+        Copied(self.slots.record(usize::from(slot)))
     }
 
     /// The private copy of a request.

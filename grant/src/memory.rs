@@ -62,9 +62,11 @@ struct Region {
 pub struct Memory {
     regions: Vec<Option<Region>>,
     vacant: Vec<u16>,
-    /// In flight per generation; the front one is number `first`.
-    flying: VecDeque<u32>,
-    first: u64,
+    /// In flight of the newest generation, and its number.
+    newest: u32,
+    number: u64,
+    /// In flight of the generations before it, the oldest first: none while nothing was given up.
+    older: VecDeque<u32>,
     retired: VecDeque<(u64, Region)>,
     refused: bool,
     transients: u32,
@@ -86,8 +88,9 @@ impl Memory {
             arena,
             regions: Vec::new(),
             vacant: Vec::new(),
-            flying: VecDeque::from([0]),
-            first: 0,
+            newest: 0,
+            number: 0,
+            older: VecDeque::new(),
             retired: VecDeque::new(),
             refused: false,
             transients: 0,
@@ -206,8 +209,9 @@ impl Memory {
         if self.in_flight() == 0 {
             return Memory::free(region, table);
         }
-        self.retired.push_back((self.first + self.flying.len() as u64 - 1, region));
-        self.flying.push_back(0);
+        self.retired.push_back((self.number, region));
+        self.older.push_back(std::mem::take(&mut self.newest));
+        self.number += 1;
         Ok(())
     }
 
@@ -222,7 +226,7 @@ impl Memory {
 
     /// Operations the kernel has not ended.
     pub fn in_flight(&self) -> u32 {
-        self.flying.iter().sum()
+        self.newest + self.older.iter().sum::<u32>()
     }
 
     /// Mappings held, given up ones that still wait included.
@@ -233,27 +237,41 @@ impl Memory {
     /// An operation starts; what is returned goes to [`Memory::ended`].
     #[inline]
     pub(crate) fn started(&mut self) -> u64 {
-        let newest = self.flying.len() - 1;
-        self.flying[newest] += 1;
-        self.first + newest as u64
+        self.newest += 1;
+        self.number
     }
 
     /// An operation has ended. True when that lets [`Memory::collect`] free something.
     #[inline]
     pub(crate) fn ended(&mut self, generation: u64) -> bool {
-        let at = (generation - self.first) as usize;
-        self.flying[at] -= 1;
-        self.flying[at] == 0 && at == 0 && self.flying.len() > 1
+        if generation == self.number {
+            self.newest -= 1;
+            return false;
+        }
+        let at = (generation - self.oldest()) as usize;
+        self.older[at] -= 1;
+        self.older[at] == 0 && at == 0
+    }
+
+    /// The generation of an operation in flight by its lower half: the last one that ends so.
+    #[inline]
+    pub(crate) fn generation(&self, lower: u32) -> u64 {
+        self.number - u64::from((self.number as u32).wrapping_sub(lower))
+    }
+
+    /// Number of the first generation of `older`.
+    fn oldest(&self) -> u64 {
+        self.number - self.older.len() as u64
     }
 
     /// Unmaps what was given up and is no longer touched.
     #[cold]
     pub(crate) fn collect(&mut self, table: &mut BufferTable<'_>) {
-        while self.flying.len() > 1 && self.flying[0] == 0 {
-            self.flying.pop_front();
-            self.first += 1;
+        while self.older.front() == Some(&0) {
+            self.older.pop_front();
         }
-        while self.retired.front().is_some_and(|(generation, _)| *generation < self.first) {
+        let oldest = self.oldest();
+        while self.retired.front().is_some_and(|(generation, _)| *generation < oldest) {
             if let Some((_, region)) = self.retired.pop_front()
                 && let Err(error) = Memory::free(region, table)
             {

@@ -106,10 +106,10 @@ impl Block {
         self.words.load(0, counter * 8)
     }
 
-    /// Counts one latency.
+    /// Counts a latency that was met so many times.
     #[inline]
-    pub fn record(&self, nanoseconds: u64) {
-        self.grow(HISTOGRAM_AT + bucket(nanoseconds) * 8, 1);
+    pub fn record(&self, nanoseconds: u64, times: u64) {
+        self.grow(HISTOGRAM_AT + bucket(nanoseconds) * 8, times);
     }
 
     /// Nobody else writes here.
@@ -174,7 +174,7 @@ mod tests {
         let reader = Meter::open(fd).unwrap();
         writer.block(0).unwrap().add(5, 2);
         writer.block(1).unwrap().add(5, 3);
-        writer.block(1).unwrap().record(1000);
+        writer.block(1).unwrap().record(1000, 1);
         assert_eq!(reader.sum(5), 5);
         let p50 = percentile(&reader.histogram(), 0.5);
         assert!((1000..1250).contains(&p50), "{p50}");

@@ -3,6 +3,7 @@
 //! scribbling can change *what* is read, never what is safe.
 
 use std::io;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -269,18 +270,28 @@ pub(crate) struct Records<const STRIDE: usize> {
 unsafe impl<const STRIDE: usize> Send for Records<STRIDE> {}
 
 impl<const STRIDE: usize> Records<STRIDE> {
-    /// `count` records from `offset`; `None` when they are not all there, not aligned to words, or not ours to write.
+    /// `count` records from `offset`; `None` when they are not all there, not aligned to what moves at a time, or not ours
+    /// to write.
     pub(crate) fn new(pages: &Pages, offset: usize, count: usize) -> Option<Records<STRIDE>> {
         let first = pages.address(offset, count.checked_mul(STRIDE)?)?;
-        let aligned = STRIDE.is_multiple_of(8) && (first.as_ptr() as usize).is_multiple_of(8);
+        let aligned = STRIDE.is_multiple_of(8) && (first.as_ptr() as usize).is_multiple_of(size_of::<Pair>());
         (aligned && pages.mapping.writable).then(|| Records { first, count, _pages: pages.clone() })
+    }
+
+    /// A record, whose number is checked here.
+    ///
+    /// # Panics
+    /// When there is no such record.
+    #[inline(always)]
+    pub(crate) fn record(&self, record: usize) -> Record<'_, STRIDE> {
+        assert!(record < self.count);
+        // SAFETY: the record is one of those that were checked.
+        Record { first: unsafe { self.first.add(record * STRIDE) }, records: PhantomData }
     }
 
     #[inline(always)]
     fn word(&self, record: usize, at: usize) -> *mut u64 {
-        assert!(record < self.count && at.is_multiple_of(8) && at + 8 <= STRIDE);
-        // SAFETY: the record is one of those that were checked, and the word lies in it.
-        unsafe { self.first.as_ptr().add(record * STRIDE + at).cast() }
+        self.record(record).word(at)
     }
 
     /// The word at byte `at` of a record.
@@ -316,18 +327,6 @@ impl<const STRIDE: usize> Records<STRIDE> {
         unsafe { word.add(half).write_volatile(value) }
     }
 
-    /// Reads the first words of a record.
-    ///
-    /// # Panics
-    /// As [`Records::load`].
-    #[inline(always)]
-    pub(crate) fn load_all<const N: usize>(&self, record: usize) -> [u64; N] {
-        assert!(N * 8 <= STRIDE);
-        let first = self.word(record, 0);
-        // SAFETY: as in `load`; N words lie in the record.
-        std::array::from_fn(|word| unsafe { first.add(word).read_volatile() })
-    }
-
     /// Writes words from byte `at` of a record on.
     ///
     /// # Panics
@@ -339,6 +338,55 @@ impl<const STRIDE: usize> Records<STRIDE> {
         for (word, value) in words.iter().enumerate() {
             // SAFETY: as in `store`; N words from `at` on lie in the record.
             unsafe { first.add(word).write_volatile(*value) }
+        }
+    }
+}
+
+/// One of [`Records`]. Where words lie is known when this is compiled, and what is wrong about it then is, too.
+#[derive(Clone, Copy)]
+pub(crate) struct Record<'a, const STRIDE: usize> {
+    first: NonNull<u8>,
+    records: PhantomData<&'a Records<STRIDE>>,
+}
+
+/// What moves at a time from record to record: one instruction each for the load and the store of it.
+#[cfg(target_arch = "x86_64")]
+type Pair = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Pair = u64;
+
+impl<const STRIDE: usize> Record<'_, STRIDE> {
+    #[inline(always)]
+    fn word(self, at: usize) -> *mut u64 {
+        assert!(at.is_multiple_of(8) && at + 8 <= STRIDE);
+        // SAFETY: the word lies in the record.
+        unsafe { self.first.as_ptr().add(at).cast() }
+    }
+
+    /// The word at byte `at`.
+    ///
+    /// # Panics
+    /// When there is no such word.
+    #[inline(always)]
+    pub(crate) fn load(self, at: usize) -> u64 {
+        // SAFETY: as in `Records::load`.
+        unsafe { self.word(at).read_volatile() }
+    }
+
+    /// Copies the whole of another record to byte `at` of this one, each word once.
+    ///
+    /// # Panics
+    /// When it does not fit there.
+    #[inline(always)]
+    pub(crate) fn copy<const LEN: usize>(self, at: usize, from: Record<'_, LEN>) {
+        const { assert!(LEN.is_multiple_of(size_of::<Pair>()) && STRIDE.is_multiple_of(size_of::<Pair>())) };
+        assert!(at.is_multiple_of(size_of::<Pair>()) && at + LEN <= STRIDE);
+        for pair in (0..LEN).step_by(size_of::<Pair>()) {
+            // SAFETY: both ends lie in their records and are aligned as those are (see `Records::new`); plain bits tolerate any writer.
+            unsafe {
+                let from = from.first.as_ptr().add(pair).cast::<Pair>();
+                self.first.as_ptr().add(at + pair).cast::<Pair>().write_volatile(from.read_volatile());
+            }
         }
     }
 }

@@ -41,12 +41,32 @@ impl From<Option<Place>> for MaybePlace {
     }
 }
 
+/// A grant and where it is mapped, or nobody. A place is never all ones: see [`MaybePlace`].
 #[derive(Clone, Copy)]
-enum Entry {
-    Empty,
+struct Entry {
+    gref: GrantRef,
+    place: MaybePlace,
+}
+
+impl Entry {
+    const EMPTY: Entry = Entry { gref: GrantRef(0), place: MaybePlace(0) };
     /// Somebody was here: a search goes on.
-    Gone,
-    Full(GrantRef, Place),
+    const GONE: Entry = Entry { gref: GrantRef(0), place: MaybePlace(u32::MAX) };
+
+    #[inline]
+    fn is_empty(self) -> bool {
+        self.place.0 == 0
+    }
+
+    #[inline]
+    fn is_full(self) -> bool {
+        !self.is_empty() && self.place.0 != u32::MAX
+    }
+
+    #[inline]
+    fn is(self, gref: GrantRef) -> bool {
+        self.gref == gref && self.is_full()
+    }
 }
 
 #[derive(Default)]
@@ -75,7 +95,7 @@ impl PersistentTable {
     /// A table for at most `cap` mapped pages (at most 60,000). It grows as it fills: most disks never need their cap.
     pub fn new(cap: usize) -> PersistentTable {
         let cap = cap.min(60_000);
-        let entries = vec![Entry::Empty; SMALLEST];
+        let entries = vec![Entry::EMPTY; SMALLEST];
         PersistentTable { entries, gone: 0, slabs: Vec::new(), vacant: Vec::new(), hand: 0, mapped: 0, cap }
     }
 
@@ -87,18 +107,36 @@ impl PersistentTable {
     /// Looks a grant up and holds its slab until [`PersistentTable::release`].
     #[inline]
     pub fn hold(&mut self, gref: GrantRef) -> Option<Place> {
+        let place = self.find(gref)?;
+        let slab = &mut self.slabs[usize::from(place.slab)];
+        slab.holds += 1;
+        slab.used = true;
+        Some(place)
+    }
+
+    /// The same if its slab is mapped, and as what.
+    #[inline]
+    pub fn hold_mapped(&mut self, gref: GrantRef) -> Option<(Place, RegionId)> {
+        let place = self.find(gref)?;
+        let slab = &mut self.slabs[usize::from(place.slab)];
+        let region = slab.region?;
+        slab.holds += 1;
+        slab.used = true;
+        Some((place, region))
+    }
+
+    #[inline]
+    fn find(&self, gref: GrantRef) -> Option<Place> {
         let mut at = self.start(gref);
         loop {
-            match self.entries[at] {
-                Entry::Empty => return None,
-                Entry::Full(found, place) if found == gref => {
-                    let slab = &mut self.slabs[usize::from(place.slab)];
-                    slab.holds += 1;
-                    slab.used = true;
-                    return Some(place);
-                }
-                _ => at = (at + 1) & (self.entries.len() - 1),
+            let entry = self.entries[at];
+            if entry.is(gref) {
+                return entry.place.get();
             }
+            if entry.is_empty() {
+                return None;
+            }
+            at = (at + 1) & (self.entries.len() - 1);
         }
     }
 
@@ -137,13 +175,13 @@ impl PersistentTable {
         }
         let place = Place { slab, page: page as u16 };
         let mut at = self.start(gref);
-        while let Entry::Full(..) = self.entries[at] {
+        while self.entries[at].is_full() {
             at = (at + 1) & (self.entries.len() - 1);
         }
-        if let Entry::Gone = self.entries[at] {
+        if !self.entries[at].is_empty() {
             self.gone -= 1;
         }
-        self.entries[at] = Entry::Full(gref, place);
+        self.entries[at] = Entry { gref, place: Some(place).into() };
         let slab = &mut self.slabs[usize::from(slab)];
         slab.refs.push(gref);
         slab.holds += 1;
@@ -167,14 +205,11 @@ impl PersistentTable {
         let refs = std::mem::take(&mut self.slabs[usize::from(slab)].refs);
         for gref in &refs {
             let mut at = self.start(*gref);
-            loop {
-                match self.entries[at] {
-                    Entry::Full(found, _) if found == *gref => break,
-                    Entry::Empty => unreachable!("a slab's grants are in the table"),
-                    _ => at = (at + 1) & (self.entries.len() - 1),
-                }
+            while !self.entries[at].is(*gref) {
+                assert!(!self.entries[at].is_empty(), "a slab's grants are in the table");
+                at = (at + 1) & (self.entries.len() - 1);
             }
-            self.entries[at] = Entry::Gone;
+            self.entries[at] = Entry::GONE;
             self.gone += 1;
         }
         self.mapped -= refs.len();
@@ -211,20 +246,21 @@ impl PersistentTable {
     /// Clears the marks of what is gone, and makes room where that is not enough, so that searches stay short.
     #[cold]
     fn rebuild(&mut self) {
-        self.entries.fill(Entry::Empty);
+        self.entries.fill(Entry::EMPTY);
         self.gone = 0;
         let size = ((self.mapped + 1) * 4).max(SMALLEST).next_power_of_two();
         if size > self.entries.len() {
-            self.entries.resize(size, Entry::Empty);
+            self.entries.resize(size, Entry::EMPTY);
         }
         for slab in 0..self.slabs.len() {
             for page in 0..self.slabs[slab].refs.len() {
                 let gref = self.slabs[slab].refs[page];
                 let mut at = self.start(gref);
-                while let Entry::Full(..) = self.entries[at] {
+                while self.entries[at].is_full() {
                     at = (at + 1) & (self.entries.len() - 1);
                 }
-                self.entries[at] = Entry::Full(gref, Place { slab: slab as u16, page: page as u16 });
+                let place = Place { slab: slab as u16, page: page as u16 };
+                self.entries[at] = Entry { gref, place: Some(place).into() };
             }
         }
     }

@@ -2,20 +2,20 @@
 //! sleeping, and bounded polling. Written once, for every kind of device.
 //!
 //! ```text
-//!   wake: an event, a completion, a message
+//!   wake: reap an event, a completion, a message
 //!     -> turn (each awake queue takes at most one batch and pushes operations)
 //!     -> submit once, reap, complete
 //!     -> settle (each touched queue answers: one publish, at most one notify)
 //!   nothing to do: poll a little if that has paid lately; final check; unmask; sleep
 //! ```
+//! One pass is enough from the event of a request to the next sleep, where the operation ends at once and the queue's
+//! work makes none for others ([`Queue::INDEPENDENT`]).
 //!
 //! A queue never changes thread and is never locked; control speaks to it through the [`Inbox`].
 
 mod inbox;
 mod polling;
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub use inbox::{Inbox, Outbox, mailbox};
 use polling::Polling;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::uring::{Completion, MemoryId, Operation, Uring};
+use crate::uring::{Completion, Ended, MemoryId, Operation, Uring};
 use crate::{DomId, EventChannel, MAX_PENDING, Port};
 
 /// What a queue says after a turn.
@@ -39,10 +39,18 @@ pub enum Turn {
 
 /// One queue of a device.
 pub trait Queue {
+    /// What one queue of the thread does makes no work for another, but for what [`Queue::is_starved`] says: a queue
+    /// that has settled and has no work need not be turned once more before the thread sleeps.
+    const INDEPENDENT: bool = false;
+
     /// Takes at most one batch from the peer and pushes its operations; never waits.
     fn turn(&mut self, core: &mut Core) -> Turn;
     /// An operation of this queue has ended.
     fn complete(&mut self, completion: Completion, core: &mut Core);
+    /// A [`Uring::transfer_whole`] of this queue has ended.
+    fn transferred(&mut self, _slot: u16, _result: i32, _core: &mut Core) {
+        debug_assert!(false, "asked for by nobody");
+    }
     /// Answers what has ended: one publish, at most one notify.
     fn settle(&mut self, core: &mut Core);
     /// Looks without side effects whether the peer has put something.
@@ -101,8 +109,18 @@ pub struct Core {
     event_calls: u64,
     /// Read once per pass.
     pub now: Instant,
-    begun: Instant,
+    /// The same moment as [`Instant`] and by [`monotonic`].
+    begun: (Instant, u64),
     clock: u64,
+}
+
+/// Nanoseconds of the clock that never goes back; 584 years fit.
+#[inline]
+fn monotonic() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is ours; this clock exists, so it is filled in.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 impl Core {
@@ -121,18 +139,14 @@ impl Core {
     }
 
     fn look_at_the_clock(&mut self) {
-        self.now = Instant::now();
-        self.clock = self.since_begin(self.now);
+        self.clock = self.read_clock();
+        self.now = self.begun.0 + Duration::from_nanos(self.clock);
     }
 
     /// The same at this very moment.
+    #[inline]
     pub fn read_clock(&self) -> u64 {
-        self.since_begin(Instant::now())
-    }
-
-    fn since_begin(&self, at: Instant) -> u64 {
-        // 584 years fit.
-        at.saturating_duration_since(self.begun).as_nanos() as u64
+        monotonic() - self.begun.1
     }
 
     /// Listens to event channels from now on.
@@ -187,21 +201,43 @@ impl Core {
     }
 }
 
-/// Channels are numbered by the kernel and by us, from the bottom: nobody can make them collide.
+/// Which queue an event is for. Ports are numbered by the kernel, from the bottom, so that a table by port stays small;
+/// sources are few.
 #[derive(Default)]
-struct ChannelHasher(u64);
+struct Channels {
+    count: usize,
+    sources: Vec<(SourceId, Vec<Option<u32>>)>,
+}
 
-impl Hasher for ChannelHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+impl Channels {
+    fn insert(&mut self, Channel { source, port }: Channel, queue: usize) {
+        let known = self.sources.iter().position(|(id, _)| *id == source);
+        let at = known.unwrap_or_else(|| {
+            self.sources.push((source, Vec::new()));
+            self.sources.len() - 1
+        });
+        let (queues, port) = (&mut self.sources[at].1, port.0 as usize);
+        if queues.len() <= port {
+            queues.resize(port + 1, None);
+        }
+        self.count += usize::from(queues[port].is_none());
+        queues[port] = Some(queue as u32);
     }
 
-    fn write_u32(&mut self, number: u32) {
-        self.0 = (self.0.rotate_left(32) ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    fn remove(&mut self, Channel { source, port }: Channel) {
+        let Some(at) = self.sources.iter().position(|(id, _)| *id == source) else { return };
+        let queues = &mut self.sources[at].1;
+        let removed = queues.get_mut(port.0 as usize).and_then(Option::take);
+        self.count -= usize::from(removed.is_some());
+        if queues.iter().all(Option::is_none) {
+            self.sources.swap_remove(at);
+        }
     }
 
-    fn finish(&self) -> u64 {
-        self.0
+    #[inline]
+    fn get(&self, Channel { source, port }: Channel) -> Option<usize> {
+        let (_, queues) = self.sources.iter().find(|(id, _)| *id == source)?;
+        queues.get(port.0 as usize).copied().flatten().map(|queue| queue as usize)
     }
 }
 
@@ -225,16 +261,23 @@ pub struct Reactor<Q: Queue> {
     /// Ring and event channels.
     pub core: Core,
     queues: Vec<Option<Entry<Q>>>,
-    by_channel: HashMap<Channel, usize, BuildHasherDefault<ChannelHasher>>,
+    by_channel: Channels,
     ports: Vec<Port>,
     /// Ports to unmask.
     quiet: Vec<Channel>,
-    /// Sources with an event.
-    ready: Vec<SourceId>,
     polling: Polling,
     counted: u64,
     /// By [`Core::clock`].
     ticked: u64,
+}
+
+/// What a look at the ring's completions found.
+#[derive(Clone, Copy, Default)]
+struct Reaped {
+    /// Something.
+    any: bool,
+    /// Messages, which may have changed anything.
+    messages: bool,
 }
 
 /// The poll of the inbox; those of sources have their numbers.
@@ -248,15 +291,14 @@ impl<Q: Queue> Reactor<Q> {
     /// A loop without queues.
     pub fn new(ring: Uring) -> Reactor<Q> {
         let now = Instant::now();
-        let core =
-            Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now, begun: now, clock: 0 };
+        let begun = (now, monotonic());
+        let core = Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now, begun, clock: 0 };
         Reactor {
             core,
             queues: Vec::new(),
-            by_channel: HashMap::default(),
+            by_channel: Channels::default(),
             ports: Vec::with_capacity(MAX_PENDING),
             quiet: Vec::new(),
-            ready: Vec::new(),
             polling: Polling::default(),
             counted: 0,
             ticked: 0,
@@ -272,7 +314,7 @@ impl<Q: Queue> Reactor<Q> {
         for &channel in &channels {
             self.by_channel.insert(channel, at);
         }
-        self.quiet.reserve(self.by_channel.len());
+        self.quiet.reserve(self.by_channel.count);
         // Awake: whatever the peer put before we were there is found in the first pass.
         let (idle_events, paused) = (0, false);
         let entry =
@@ -307,14 +349,17 @@ impl<Q: Queue> Reactor<Q> {
         self.core.ring.poll(POLL_INBOX, inbox.fd());
         loop {
             self.core.look_at_the_clock();
-            let mut busy = self.turn(control);
+            let Some(woken) = self.reap(inbox, control) else { return };
+            let turned = self.turn(control);
             self.core.ring.submit_and_peek();
-            let Some(reaped) = self.reap(inbox, control) else { return };
-            busy |= reaped;
-            busy |= self.settle(control);
-            busy |= self.tick();
-            if busy {
+            let Some(ended) = self.reap(inbox, control) else { return };
+            let again = self.settle(control) | self.tick();
+            self.account();
+            let (busy, messages) = (woken.any | turned | ended.any, woken.messages | ended.messages);
+            if again || busy {
                 self.polling.vain = false;
+            }
+            if again || messages || (busy && !Q::INDEPENDENT) {
                 continue;
             }
             if self.poll() || self.final_check() {
@@ -358,15 +403,24 @@ impl<Q: Queue> Reactor<Q> {
         busy
     }
 
-    /// Takes all completions. `Some(true)` when a queue or the thread got something; `None` when the thread ends.
-    fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) -> Option<bool> {
-        let (mut messages, mut any) = (false, false);
-        self.ready.clear();
-        while let Some(completion) = self.core.ring.reap() {
-            any = true;
+    /// Takes all completions; `None` when the thread ends.
+    fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) -> Option<Reaped> {
+        let mut reaped = Reaped::default();
+        while let Some(ended) = self.core.ring.reap() {
+            reaped.any = true;
+            let completion = match ended {
+                Ended::Otherwise(completion) => completion,
+                Ended::Whole(owner, result) => {
+                    if let Some(Some(entry)) = self.queues.get_mut(owner.memory.index()) {
+                        entry.touched = true;
+                        entry.queue.transferred(owner.slot, result, &mut self.core);
+                    }
+                    continue;
+                }
+            };
             match completion.operation {
-                Operation::Poll(POLL_INBOX) => messages = true,
-                Operation::Poll(source) => self.ready.push(SourceId(source)),
+                Operation::Poll(POLL_INBOX) => reaped.messages = true,
+                Operation::Poll(source) => self.wake(SourceId(source)),
                 Operation::Cancel => {}
                 _ => {
                     if let Some(Some(entry)) = self.queues.get_mut(completion.owner.memory.index()) {
@@ -376,16 +430,7 @@ impl<Q: Queue> Reactor<Q> {
                 }
             }
         }
-        for at in 0..self.ready.len() {
-            self.wake(self.ready[at]);
-        }
-        // Whoever kept the thread busy pays for the pass.
-        let now = self.core.system_calls();
-        if let Some(entry) = self.queues.iter_mut().flatten().find(|entry| entry.touched || entry.awake) {
-            entry.queue.account(now - self.counted);
-        }
-        self.counted = now;
-        if messages {
+        if reaped.messages {
             inbox.clear();
             while let Some(message) = inbox.next() {
                 if !control.message(self, message) {
@@ -394,7 +439,16 @@ impl<Q: Queue> Reactor<Q> {
             }
             self.core.ring.poll(POLL_INBOX, inbox.fd());
         }
-        Some(any)
+        Some(reaped)
+    }
+
+    /// Whoever kept the thread busy pays for the pass.
+    fn account(&mut self) {
+        let now = self.core.system_calls();
+        if let Some(entry) = self.queues.iter_mut().flatten().find(|entry| entry.awake) {
+            entry.queue.account(now - self.counted);
+        }
+        self.counted = now;
     }
 
     /// Wakes the queues whose ports are pending.
@@ -408,7 +462,7 @@ impl<Q: Queue> Reactor<Q> {
         }
         self.core.ring.poll(source.0, events.fd());
         for &port in &self.ports {
-            match self.by_channel.get(&Channel { source, port }).and_then(|&at| self.queues[at].as_mut()) {
+            match self.by_channel.get(Channel { source, port }).and_then(|at| self.queues[at].as_mut()) {
                 Some(entry) => {
                     (entry.awake, entry.masked) = (true, true);
                     entry.idle_events = entry.idle_events.saturating_add(1);
@@ -433,7 +487,7 @@ impl<Q: Queue> Reactor<Q> {
             if entry.queue.is_drained()
                 && let Some(entry) = slot.take()
             {
-                for channel in &entry.channels {
+                for &channel in &entry.channels {
                     self.by_channel.remove(channel);
                 }
                 control.drained(&mut self.core, entry.queue);

@@ -136,23 +136,25 @@ impl BackRing {
         self.req_cons = self.req_cons.wrapping_add(1);
     }
 
-    /// The same as words, zeros behind a shorter slot.
+    /// The same into record `to` of `records` from byte `at` on, zeros behind a shorter slot.
     ///
     /// # Panics
-    /// When a slot is longer than that.
+    /// When a slot is longer than what is left of the record.
     #[inline]
-    pub fn take_words(&mut self) -> [u64; WIDE_WORDS] {
-        let words = match &self.layout.wide {
-            Some(slots) => slots.load_all((self.req_cons & (self.layout.entries - 1)) as usize),
+    pub(crate) fn take_to<const STRIDE: usize>(&mut self, records: &Records<STRIDE>, to: usize, at: usize) {
+        match &self.layout.wide {
+            Some(slots) => {
+                let slot = slots.record((self.req_cons & (self.layout.entries - 1)) as usize);
+                records.record(to).copy(at, slot);
+            }
             None => {
                 let mut words = [0; WIDE_WORDS];
                 let offset = self.layout.slot(self.req_cons);
                 self.layout.pages.read(offset, &mut words.as_mut_bytes()[..self.layout.slot_size]);
-                words
+                records.store_all(to, at, &words);
             }
-        };
+        }
         self.req_cons = self.req_cons.wrapping_add(1);
-        words
     }
 
     /// [`BackRing::respond`] with the first `len` bytes of two words, or with all of them where the slot has padding

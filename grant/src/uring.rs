@@ -10,8 +10,11 @@
 
 mod buffers;
 mod entries;
+mod operation;
+mod sqe;
 mod transfer;
 mod waits;
+mod whole;
 
 use std::cell::Cell;
 use std::io;
@@ -23,11 +26,13 @@ use io_uring::squeue::Entry;
 use io_uring::{IoUring, opcode, types};
 
 pub use buffers::BufferTable;
+pub use operation::{Completion, Direction, Ended, Operation, Outcome, Owner, Transfer};
 
 use crate::arena::Arena;
 use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
 use crate::memory::{ArenaPages, Memory, RegionId, Span};
 use crate::{PAGE_SIZE, Pages, SharedMemory, memfd};
+use whole::Whole;
 
 /// A file in the ring's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,122 +46,6 @@ impl MemoryId {
     /// A small number, unique among the open memories of the ring.
     pub fn index(self) -> usize {
         usize::from(self.0)
-    }
-}
-
-/// What kind of transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// From the file into memory.
-    Read,
-    /// The same, but nothing is waited for: `EAGAIN` when there is nothing, `EOPNOTSUPP` of a file that does not know
-    /// (`RWF_NOWAIT`, linux/fs.h). `O_NONBLOCK` alone would be waited for where the file does know.
-    ReadNow,
-    /// From memory to the file.
-    Write,
-}
-
-/// One read or write: `len` bytes at `at` of the file, from or to byte `start` of the request's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// Which way.
-    pub direction: Direction,
-    /// The file.
-    pub file: FileSlot,
-    /// Byte offset in the file.
-    pub at: u64,
-    /// First byte in the memory of the request.
-    pub start: u32,
-    /// Bytes.
-    pub len: u32,
-}
-
-/// Whose operation it is: given at submission, returned on completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// The queue's memory, which is also the queue's number on its thread.
-    pub memory: MemoryId,
-    /// The request.
-    pub slot: u16,
-}
-
-/// What an operation was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// A read or write.
-    Transfer(Transfer),
-    /// `fdatasync`.
-    Flush(FileSlot),
-    /// A hole is made in the file: its blocks are given back and read as zeros.
-    Punch {
-        /// The file.
-        file: FileSlot,
-        /// First byte.
-        at: u64,
-        /// Bytes.
-        len: u64,
-    },
-    /// A timeout.
-    Timeout,
-    /// The thread's own poll of a descriptor; the number says which.
-    Poll(u32),
-    /// The end of such a poll.
-    Cancel,
-    /// A queue's wait for a file to have something to read.
-    Readable(FileSlot),
-}
-
-/// An operation has ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Completion {
-    /// As submitted.
-    pub owner: Owner,
-    /// As submitted.
-    pub operation: Operation,
-    /// As the kernel answered: a count, or a negative errno.
-    pub result: i32,
-}
-
-/// What is to be done about a completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is done.
-    Done,
-    /// This is left and must be submitted again: the rest of a short transfer, or the whole after EINTR or EAGAIN.
-    Again(Operation),
-    /// It failed with this errno.
-    Failed(i32),
-}
-
-impl Completion {
-    /// Classifies the result; the one place that knows about short transfers.
-    #[inline]
-    pub fn outcome(&self) -> Outcome {
-        let again = self.result == -libc::EINTR || self.result == -libc::EAGAIN;
-        match self.operation {
-            operation @ (Operation::Transfer(_) | Operation::Flush(_) | Operation::Punch { .. }) if again => {
-                Outcome::Again(operation)
-            }
-            _ if self.result < 0 && !(self.operation == Operation::Timeout && self.result == -libc::ETIME) => {
-                Outcome::Failed(-self.result)
-            }
-            Operation::Transfer(transfer) => {
-                let moved = self.result as u32;
-                match transfer.len.checked_sub(moved) {
-                    Some(0) => Outcome::Done,
-                    // Nothing moved and no error: the file is shorter than the disk says.
-                    _ if moved == 0 => Outcome::Failed(libc::EIO),
-                    Some(rest) => Outcome::Again(Operation::Transfer(Transfer {
-                        at: transfer.at + u64::from(moved),
-                        start: transfer.start + moved,
-                        len: rest,
-                        ..transfer
-                    })),
-                    None => Outcome::Failed(libc::EIO),
-                }
-            }
-            _ => Outcome::Done,
-        }
     }
 }
 
@@ -288,6 +177,8 @@ impl Uring {
                 MemoryId(at as u16)
             }
             None => {
+                // The highest bit is needed elsewhere, and there are not so many files.
+                assert!(self.memories.len() < 1 << 15, "too many queues on one thread");
                 self.memories.push(Some(memory));
                 MemoryId((self.memories.len() - 1) as u16)
             }
@@ -421,7 +312,11 @@ impl Uring {
     #[inline]
     fn push(&mut self, owner: Owner, operation: Operation, entry: Entry) {
         self.make_room();
-        self.push_on(owner, operation, entry, None);
+        let generation = match self.memories.get_mut(usize::from(owner.memory.0)) {
+            Some(Some(memory)) => memory.started(),
+            _ => 0,
+        };
+        self.stage(InFlight { owner, operation, generation, region: None }, entry);
     }
 
     /// Submits what is in the way of one more entry. Before the entry's vectors are made, because a submission gives
@@ -433,17 +328,16 @@ impl Uring {
         }
     }
 
-    #[inline(always)]
-    fn push_on(&mut self, owner: Owner, operation: Operation, entry: Entry, region: Option<RegionId>) {
-        let generation = match self.memories.get_mut(usize::from(owner.memory.0)) {
-            Some(Some(memory)) => memory.started(),
-            _ => 0,
-        };
+    /// Notes what an entry is and puts it where the next submission takes it from; there is room: see `make_room`.
+    #[inline]
+    fn stage(&mut self, it: InFlight, entry: Entry) {
         let at = self.vacant.pop().unwrap_or_else(|| {
             self.flying.push(None);
+            // The number comes back to `vacant`, which must not allocate then.
+            self.vacant.reserve(self.flying.len());
             (self.flying.len() - 1) as u32
         });
-        self.flying[at as usize] = Some(InFlight { owner, operation, generation, region });
+        self.flying[at as usize] = Some(it);
         self.staged.push(entry.user_data(u64::from(at)));
     }
 
@@ -538,17 +432,35 @@ impl Uring {
         }
     }
 
-    /// The next completion, if there is one; never waits.
+    /// The next completion, if there is one; never waits. What comes while others are handed out is seen by the first call
+    /// after their end.
     #[inline(always)]
-    pub fn reap(&mut self) -> Option<Completion> {
-        if self.handed == self.reaped.len() {
+    pub fn reap(&mut self) -> Option<Ended> {
+        if self.reaped.is_empty() {
+            self.take_completions();
+        } else if self.handed == self.reaped.len() {
             self.reaped.clear();
             self.handed = 0;
-            self.reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            return None;
         }
-        let &(at, result) = self.reaped.get(self.handed)?;
+        let &(user_data, result) = self.reaped.get(self.handed)?;
         self.handed += 1;
-        let at = at as usize;
+        let Some(whole) = Whole::from_user_data(user_data) else {
+            return Some(Ended::Otherwise(self.ended(user_data as usize, result)));
+        };
+        let memory = self.memories[usize::from(whole.owner.memory.0)].as_mut().expect("open while it works");
+        if memory.ended(memory.generation(whole.generation)) {
+            self.with_table(whole.owner.memory, Memory::collect);
+        }
+        Some(Ended::Whole(whole.owner, result))
+    }
+
+    fn take_completions(&mut self) {
+        self.reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+    }
+
+    #[inline(never)]
+    fn ended(&mut self, at: usize, result: i32) -> Completion {
         let flying = self.flying[at].take().expect("one completion per operation");
         self.vacant.push(at as u32);
         if let Some(Some(memory)) = self.memories.get_mut(usize::from(flying.owner.memory.0)) {
@@ -559,7 +471,7 @@ impl Uring {
                 self.with_table(flying.owner.memory, Memory::collect);
             }
         }
-        Some(Completion { owner: flying.owner, operation: flying.operation, result })
+        Completion { owner: flying.owner, operation: flying.operation, result }
     }
 }
 

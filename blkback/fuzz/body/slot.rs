@@ -2,7 +2,7 @@
 
 use blkback::config::Discard;
 use blkback::proto::{Abi, BlkifRequestSegment};
-use blkback::request::{Limits, Operation, Request, Segment, Segments, byte_range, discard_range};
+use blkback::request::{Limits, Operation, Request, Segment, Segments, byte_range, data_len, discard_range};
 use zerocopy::FromBytes;
 
 use super::Input;
@@ -81,7 +81,7 @@ fn work(request: &Request, page: &[u8], sectors: u64) -> Option<Work> {
             return Some(Work { operation: DISCARD, sector: at / 512, sectors: len / 512, segments: Vec::new() });
         }
     };
-    let (at, len) = byte_range(request.sector, &segments, sectors)?;
+    let (at, len) = byte_range(request.sector, data_len(&segments), sectors)?;
     let segments = segments.iter().map(|segment| {
         let first = (segment.span.offset() / 512) as u8;
         let last = first + (segment.span.len() / 512) as u8 - 1;

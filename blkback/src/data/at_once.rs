@@ -1,55 +1,75 @@
 //! The short way of what most requests are: their segments stand in the slot, and all their pages are mapped.
 
 use grant::memory::Span;
-use grant::persistent::MaybePlace;
+use grant::uring::Uring;
 
-use super::{Data, Held, named};
+use super::{Data, named};
 use crate::request::Segment;
 
 impl Data {
-    /// Where a direct request's segments go; [`Data::segments_set`] says how many they are.
+    /// Whether there can be requests whose pages are all mapped already.
     #[inline]
-    pub fn segments_room(&mut self, slot: u16) -> &mut [Segment] {
-        let base = self.base(slot);
-        &mut self.segments[base..base + self.per_slot]
+    pub fn takes_at_once(&self) -> bool {
+        self.table.is_some()
     }
 
-    /// Whether I/O may go to the guest's pages themselves: without that no request takes the short way.
-    #[inline]
-    pub fn is_zero_copy(&self) -> bool {
-        self.zero_copy
-    }
-
-    /// Makes a request's memory of its pages, each of which is then held, if all of its `count` segments lie in pages
-    /// that are mapped; else nothing is held. Only where I/O may go to them.
-    #[inline]
-    pub fn locate_all(&mut self, slot: u16, count: usize) -> Option<&[Span]> {
-        debug_assert!(self.zero_copy);
-        let base = self.base(slot);
+    /// Takes the segments of a request, `count` of them as they stand in its slot, and finds their pages, each of which is
+    /// then held. Returns the bytes of data; `None`, with nothing held, if a segment is impossible or its page not mapped.
+    #[inline(always)]
+    pub fn locate_at_once(&mut self, slot: u16, count: u8, wire: impl Fn(usize) -> u64) -> Option<u32> {
+        let (base, count) = (self.base(slot), usize::from(count));
         let table = self.table.as_mut()?;
-        let (segments, places) = (&self.segments[base..base + count], &mut self.places[base..base + count]);
+        let (segments, places) = (&mut self.segments[base..base + count], &mut self.places[base..base + count]);
         let spans = &mut self.spans[base..base + count];
+        let mut len = 0;
         for at in 0..count {
-            let segment = &segments[at];
-            let held = table.hold(segment.gref);
-            let mapped = held.and_then(|place| Some((table.region(place.slab)?, place)));
-            let Some((region, place)) = mapped else {
-                // A slab that is being filled holds on to its pages until it is mapped.
-                for place in places[..at].iter_mut().map(std::mem::take).map(MaybePlace::get).chain([held]).flatten() {
-                    table.release(place);
-                }
+            let segment = Segment::from_word(wire(at));
+            let found = segment.and_then(|segment| Some((segment, table.hold_mapped(segment.gref)?)));
+            let Some((segment, (place, region))) = found else {
+                self.release_places(base, at);
                 return None;
             };
-            places[at] = Some(place).into();
-            spans[at] = named(segment, region, place);
+            (segments[at], places[at], spans[at]) = (segment, Some(place).into(), named(&segment, region, place));
+            len += segment.span.len();
         }
-        self.held[usize::from(slot)] = Held { segments: count as u16, spans: count as u16, ..Held::default() };
-        Some(&self.spans[base..base + count])
+        let held = &mut self.held[usize::from(slot)];
+        (held.segments, held.spans) = (count as u16, count as u16);
+        Some(len)
     }
 
-    /// `count` segments are there.
-    #[inline]
-    pub fn segments_set(&mut self, slot: u16, count: u8) {
-        self.held[usize::from(slot)] = Held { segments: count.into(), ..Held::default() };
+    /// Gives a request that was located its memory: its pages, or a run of the arena, to which a write's data is then
+    /// copied. Returns the piece that it is, if it is one; `None` when there is no room.
+    #[inline(always)]
+    pub fn prepare_at_once(&mut self, slot: u16, len: u32, write: bool, ring: &mut Uring) -> Option<Option<Span>> {
+        let base = self.base(slot);
+        if self.zero_copy {
+            let first = self.spans[base];
+            return Some((first.len == len).then_some(first));
+        }
+        let run = self.take_run(slot, len, ring)?;
+        self.spans[base] = run;
+        let held = &mut self.held[usize::from(slot)];
+        (held.spans, held.more, held.arena, held.data) = (1, true, Some(run), Some(run));
+        if write {
+            self.copy_segments(slot, run, true, ring);
+        }
+        Some(Some(run))
+    }
+
+    /// Drops what a request was given, which goes the longer way.
+    #[cold]
+    pub fn forget(&mut self, slot: u16, ring: &mut Uring) {
+        self.release(slot, ring);
+    }
+
+    /// Drops the holds on the first `count` pages of a request.
+    #[inline(always)]
+    pub(super) fn release_places(&mut self, base: usize, count: usize) {
+        let Some(table) = &mut self.table else { return };
+        for place in &mut self.places[base..base + count] {
+            if let Some(place) = std::mem::take(place).get() {
+                table.release(place);
+            }
+        }
     }
 }

@@ -120,6 +120,11 @@ pub trait Disk: Send {
     fn wants_tick(&self) -> bool {
         false
     }
+    /// The file that a read or write of whole sectors is a single transfer of, in the same place, with nothing to do
+    /// before or after it: queues need not ask for such a one, and only tell how it ended if not well.
+    fn direct(&self) -> Option<FileSlot> {
+        None
+    }
     /// Sizes and abilities.
     fn limits(&self) -> DiskLimits;
 }

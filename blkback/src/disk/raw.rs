@@ -137,6 +137,10 @@ impl Disk for Raw {
         }
     }
 
+    fn direct(&self) -> Option<FileSlot> {
+        Some(self.file)
+    }
+
     fn limits(&self) -> DiskLimits {
         DiskLimits {
             sectors: self.sectors,

@@ -16,6 +16,9 @@ pub(super) struct Tally {
     writes: u64,
     write_bytes: u64,
     nanoseconds: u64,
+    /// A latency that was met, and how often in a row: what was taken together is mostly answered together.
+    latency: u64,
+    times: u64,
 }
 
 impl Tally {
@@ -41,8 +44,17 @@ impl Tally {
             meter.add(Counter::Errors as usize, 1);
         }
         let nanoseconds = now.saturating_sub(state.taken);
-        meter.record(nanoseconds);
+        if nanoseconds != self.latency {
+            self.record(meter);
+            self.latency = nanoseconds;
+        }
+        self.times += 1;
         self.nanoseconds += nanoseconds;
+    }
+
+    /// Puts what was met in a row into the histogram.
+    pub(super) fn record(&mut self, meter: &Block) {
+        meter.record(self.latency, std::mem::take(&mut self.times));
     }
 }
 
@@ -60,7 +72,7 @@ fn count_rare(state: &Slot, len: u64, meter: &Block) {
 
 impl BlkQueue {
     pub(super) fn account_tally(&self, tally: &Tally) {
-        let Tally { reads, read_bytes, writes, write_bytes, nanoseconds } = *tally;
+        let Tally { reads, read_bytes, writes, write_bytes, nanoseconds, .. } = *tally;
         self.count(Counter::Reads, reads);
         self.count(Counter::ReadBytes, read_bytes);
         self.count(Counter::Writes, writes);

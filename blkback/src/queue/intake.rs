@@ -6,58 +6,56 @@ use grant::reactor::Core;
 use super::{BATCH, BlkQueue, Parts, Slot};
 use crate::disk::{Edges, Job};
 use crate::proto::{BLKIF_RSP_ERROR, BlkifRequestSegment, SECTOR_SIZE, SEGMENTS_PER_PAGE};
-use crate::request::{Operation, Plain, Rejected, Request, Segments, byte_range, discard_range};
+use crate::request::{Operation, Rejected, Request, Segments, byte_range, data_len, discard_range};
 use crate::stats::Counter;
 
 impl BlkQueue {
     /// Copies requests out of the ring, into the journal, and parses the copies.
     pub(super) fn take(&mut self, waiting: u32, core: &mut Core) {
         let room = self.free.len().min(BATCH).min(waiting as usize);
-        let (now, mut indirect) = (core.clock(), 0);
+        let now = core.clock();
+        let plain_disk = self.parts.pass.is_none() && self.unit == SECTOR_SIZE as u32;
+        let direct = self.parts.disk.direct().filter(|_| plain_disk && self.parts.data.takes_at_once());
+        let mut indirect = 0;
         for _ in 0..room {
             let Some(slot) = self.free.pop() else { break };
-            let copy = self.parts.journal.take(slot, &mut self.parts.ring);
-            let segments = self.parts.data.segments_room(slot);
-            if let Some(plain) = Plain::parse(&copy, &self.parts.limits, segments) {
-                if self.start_at_once(slot, &plain, now, core) {
-                    continue;
-                }
-                self.parts.data.segments_set(slot, plain.count);
-                let Plain { id, operation, response_op, sector, count } = plain;
-                // Until its range is known, the number of segments stands in `len`.
-                let job = Job { slot, operation, at: sector, len: count.into(), ..Job::NONE };
-                self.accept(Slot { id, response_op, job, ..Slot::new(now) });
+            self.parts.journal.take(slot, &mut self.parts.ring);
+            if let Some(file) = direct
+                && self.start_at_once(slot, file, now, core)
+            {
                 continue;
             }
-            match Request::parse(zerocopy::IntoBytes::as_bytes(&copy), &self.parts.limits) {
-                Ok(request) => {
-                    let Request { id, operation, response_op, sector, .. } = request;
-                    let job = Job { slot, operation, at: sector, len: request.count() as u32, ..Job::NONE };
-                    self.accept(Slot { id, response_op, job, ..Slot::new(now) });
-                    match request.segments {
-                        Segments::Direct(segments, count) => {
-                            self.parts.data.set_segments(slot, &segments[..usize::from(count)]);
-                        }
-                        Segments::Indirect(..) => {
-                            // Offers stay at 256 segments, so one page holds them all.
-                            self.parts.data.want_indirect(slot, request.indirect_pages()[0], indirect, &mut core.ring);
-                            self.slots[usize::from(slot)].job.step = indirect as u32;
-                            indirect += 1;
-                        }
-                    }
-                }
-                Err(rejected) => self.reject(slot, rejected, now),
-            }
+            self.accept(slot, now, &mut indirect, core);
         }
         if indirect > 0 {
             self.fetch_indirect(core);
         }
     }
 
-    #[inline]
-    fn accept(&mut self, state: Slot) {
-        self.slots[usize::from(state.job.slot)] = state;
-        self.batch.push(state.job.slot);
+    /// Parses whatever may have been taken, for the longer way. Indirect requests are numbered.
+    #[inline(never)]
+    fn accept(&mut self, slot: u16, now: u64, indirect: &mut usize, core: &mut Core) {
+        let copy = self.parts.journal.copied(slot).words();
+        let request = match Request::parse(zerocopy::IntoBytes::as_bytes(&copy), &self.parts.limits) {
+            Ok(request) => request,
+            Err(rejected) => return self.reject(slot, rejected, now),
+        };
+        let Request { id, operation, response_op, sector, .. } = request;
+        // Until its range is known, the number of segments stands in `len`.
+        let job = Job { slot, operation, at: sector, len: request.count() as u32, ..Job::NONE };
+        self.slots[usize::from(slot)] = Slot { id, response_op, job, ..Slot::new(now) };
+        self.batch.push(slot);
+        match request.segments {
+            Segments::Direct(segments, count) => {
+                self.parts.data.set_segments(slot, &segments[..usize::from(count)]);
+            }
+            Segments::Indirect(..) => {
+                // Offers stay at 256 segments, so one page holds them all.
+                self.parts.data.want_indirect(slot, request.indirect_pages()[0], *indirect, &mut core.ring);
+                self.slots[usize::from(slot)].job.step = *indirect as u32;
+                *indirect += 1;
+            }
+        }
     }
 
     #[cold]
@@ -126,7 +124,7 @@ impl BlkQueue {
             job.at = at;
             return true;
         }
-        let Some((at, len)) = byte_range(job.at, segments, self.sectors) else { return false };
+        let Some((at, len)) = byte_range(job.at, data_len(segments), self.sectors) else { return false };
         (job.at, job.len) = (at, len);
         if self.unit > SECTOR_SIZE as u32 && len > 0 {
             job.edges = Edges::of(at, len, self.unit);

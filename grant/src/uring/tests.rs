@@ -31,11 +31,18 @@ fn page(region: RegionId, page: usize) -> Span {
     Span { region, offset: (page * PAGE_SIZE) as u32, len: PAGE_SIZE as u32 }
 }
 
+fn completion(ring: &mut Uring) -> Option<Completion> {
+    match ring.reap()? {
+        Ended::Otherwise(completion) => Some(completion),
+        Ended::Whole(owner, _) => panic!("{owner:?}"),
+    }
+}
+
 fn reap_all(ring: &mut Uring, count: usize) -> Vec<Completion> {
     let mut reaped = Vec::new();
     while reaped.len() < count {
         ring.submit_and_wait(None);
-        reaped.extend(std::iter::from_fn(|| ring.reap()));
+        reaped.extend(std::iter::from_fn(|| completion(ring)));
     }
     reaped
 }
@@ -79,7 +86,7 @@ fn timeouts_stay_until_they_are_submitted() {
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(10) {
         ring.submit_and_wait(Some(Duration::from_secs(1)));
-        while let Some(ended) = ring.reap() {
+        while let Some(ended) = completion(&mut ring) {
             if ended.operation == Operation::Timeout {
                 return;
             }

@@ -1,7 +1,7 @@
 //! Reads and writes: from a request's memory to the entry that suits it.
 
 use super::entries::{gather, many_fixed, many_plain, one_fixed, one_plain};
-use super::{Operation, Owner, Transfer, Uring, VECTORS};
+use super::{InFlight, Operation, Owner, Transfer, Uring, VECTORS};
 use crate::memory::Span;
 
 impl Uring {
@@ -39,8 +39,8 @@ impl Uring {
             (_, many) => many_plain(&now, many),
         };
         let memory = self.memories[usize::from(owner.memory.0)].as_mut().expect("an open memory");
-        let region = memory.uses(whole, spans);
-        self.push_on(owner, Operation::Transfer(transfer), entry, region);
+        let (region, generation) = (memory.uses(whole, spans), memory.started());
+        self.stage(InFlight { owner, operation: Operation::Transfer(transfer), generation, region }, entry);
     }
 
     /// The most frequent transfer: all of a request's memory, which is one piece.
@@ -55,7 +55,7 @@ impl Uring {
             Some(buffer) => one_fixed(&transfer, &vector, buffer),
             None => one_plain(&transfer, &vector),
         };
-        let region = memory.uses(Some(span.region), &[span]);
-        self.push_on(owner, Operation::Transfer(transfer), entry, region);
+        let (region, generation) = (memory.uses(Some(span.region), &[span]), memory.started());
+        self.stage(InFlight { owner, operation: Operation::Transfer(transfer), generation, region }, entry);
     }
 }

@@ -16,7 +16,7 @@ impl Uring {
         self.make_room();
         self.timeouts.push(types::Timespec::from(delay));
         let entry = opcode::Timeout::new(self.timeouts.last().expect("just pushed")).build();
-        self.push_on(owner, Operation::Timeout, entry, None);
+        self.push(owner, Operation::Timeout, entry);
     }
 
     /// Completes when `fd`, which the thread keeps open, is readable. `number` comes back in the operation.

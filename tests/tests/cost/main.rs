@@ -33,10 +33,10 @@ struct Row {
 }
 
 const ROWS: [Row; 4] = [
-    Row { name: "zero copy, depth 32", zero_copy: true, depth: 32, recorded: 1078.8, must: 400.0 },
-    Row { name: "zero copy, depth 1", zero_copy: true, depth: 1, recorded: 3462.1, must: 900.0 },
-    Row { name: "arena, depth 32", zero_copy: false, depth: 32, recorded: 2145.3, must: 400.0 },
-    Row { name: "arena, depth 1", zero_copy: false, depth: 1, recorded: 4578.0, must: 900.0 },
+    Row { name: "zero copy, depth 32", zero_copy: true, depth: 32, recorded: 686.8, must: 400.0 },
+    Row { name: "zero copy, depth 1", zero_copy: true, depth: 1, recorded: 2358.4, must: 900.0 },
+    Row { name: "arena, depth 32", zero_copy: false, depth: 32, recorded: 1568.9, must: 400.0 },
+    Row { name: "arena, depth 1", zero_copy: false, depth: 1, recorded: 3264.1, must: 900.0 },
 ];
 /// System calls that a batch may cost.
 const SYSTEM_CALLS: f64 = 5.0;
@@ -101,7 +101,7 @@ fn serve(row: &Row, file: &File, ios: u32) -> (u64, Stats, Stats) {
     for _ in 0..ios / row.depth {
         after = step(row.depth, &counted);
     }
-    (counted.end(&mut lane), before, after)
+    (counted.end(&mut lane, &format!("{}, {ios}", row.name)), before, after)
 }
 
 fn measure(row: &Row, file: &File) -> Cost {

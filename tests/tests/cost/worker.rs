@@ -29,6 +29,11 @@ fn binary() -> &'static Path {
     })
 }
 
+/// Where callgrind's files are kept, each instruction counted for itself, when somebody wants to look at them.
+fn profiles() -> Option<PathBuf> {
+    std::env::var_os("WINDSOR_PROFILE").map(PathBuf::from)
+}
+
 /// A worker under callgrind that serves one disk.
 pub struct Counted {
     child: Child,
@@ -43,8 +48,9 @@ impl Counted {
     pub fn start(world: &World, volume: &File, shape: Shape) -> (Counted, Lane) {
         let out = world.dir.path().join("callgrind.out");
         let (channel, theirs) = Channel::pair().unwrap();
+        let instructions = if profiles().is_some() { "--dump-instr=yes" } else { "--dump-instr=no" };
         let child = Command::new("valgrind")
-            .args(["--tool=callgrind", "--quiet"])
+            .args(["--tool=callgrind", "--quiet", instructions])
             .arg(format!("--callgrind-out-file={}", out.display()))
             .arg(binary())
             .arg("worker")
@@ -107,14 +113,18 @@ impl Counted {
         }
     }
 
-    /// Disconnects the disk, ends the process and says how many instructions it has executed in all.
-    pub fn end(mut self, lane: &mut Lane) -> u64 {
+    /// Disconnects the disk, ends the process and says how many instructions it has executed in all. `name` is that of its
+    /// profile.
+    pub fn end(mut self, lane: &mut Lane, name: &str) -> u64 {
         self.send(&Order::Disconnect { devid: DEVID }, &[]);
         assert_eq!(self.report(lane), Report::Closed { devid: DEVID });
         let Counted { mut child, channel, out, .. } = self;
         drop(channel);
         assert!(child.wait().unwrap().success());
         let text = std::fs::read_to_string(&out).expect("callgrind's file");
+        if let Some(dir) = profiles() {
+            std::fs::copy(&out, dir.join(name)).expect("a directory for the profile");
+        }
         let total = text.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
         total.and_then(|total| total.trim().parse().ok()).unwrap_or_else(|| panic!("no total in {}", out.display()))
     }

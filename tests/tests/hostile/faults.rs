@@ -129,6 +129,36 @@ fn t39_completions_in_pieces_are_put_together_and_what_never_comes_is_an_error()
     }
 }
 
+/// The same for requests that take the short way, whose one transfer nobody remembers: half of it, nothing of it, and a
+/// whole one beside them.
+#[test]
+fn t39_a_request_of_one_page_that_comes_short_is_an_error_alone() {
+    for zero_copy in [true, false] {
+        let mut case = Case::new();
+        let (file, expected) = case.image(1 << 20);
+        let mut disk = case.disk(&file, Shape { zero_copy, sectors: Some(4096), ..Shape::default() });
+        let data = case.pages(4);
+        // The pages are mapped from here on.
+        assert_eq!(statuses(&mut disk, &[rw(BLKIF_OP_READ, 0, 0, &data.refs)]), [0]);
+        let pages = data.memory.pages();
+        for round in 0..50 {
+            pages.zero(0, PAGE_SIZE);
+            let read = |id: u64, sector: u64| rw(BLKIF_OP_READ, id, sector, &data.refs[id as usize..][..1]);
+            let sector = 8 * round;
+            disk.put(&[read(0, sector), read(1, 2048 - 4), read(2, 2048), read(3, 2040)]);
+            let mut responses = disk.responses(4);
+            responses.sort_by_key(|response| response.id);
+            let said: Vec<i16> = responses.iter().map(|response| response.status).collect();
+            assert_eq!(said, [0, BLKIF_RSP_ERROR, BLKIF_RSP_ERROR, 0], "round {round}");
+            let mut bytes = vec![0; PAGE_SIZE];
+            pages.read(0, &mut bytes);
+            assert!(bytes == expected[sector as usize * 512..][..PAGE_SIZE]);
+        }
+        case.over(disk);
+        case.end([data]);
+    }
+}
+
 /// A volume that hangs keeps those waiting that asked it for something: not the guest's other disk on the same
 /// thread, and nobody else.
 #[test]

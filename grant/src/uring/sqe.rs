@@ -1,0 +1,110 @@
+//! The entry of the most frequent operation, written field by field where it is to stand: what the crate's builders make
+//! is put together elsewhere and moved twice.
+
+use std::ptr::NonNull;
+
+use io_uring::opcode;
+use io_uring::squeue::{Entry, Flags};
+
+use super::{Direction, FileSlot};
+
+/// `struct io_uring_sqe` (linux/io_uring.h), as far as reads and writes know it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Sqe {
+    opcode: u8,
+    flags: u8,
+    ioprio: u16,
+    fd: u32,
+    off: u64,
+    addr: u64,
+    len: u32,
+    rw_flags: u32,
+    user_data: u64,
+    buf_index: u16,
+    personality: u16,
+    splice_fd: u32,
+    pad: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Sqe>() == size_of::<Entry>() && align_of::<Sqe>() >= align_of::<Entry>());
+
+impl Sqe {
+    /// A transfer between a file of the table and a registered buffer.
+    #[inline(always)]
+    pub(super) fn fixed(
+        direction: Direction,
+        file: FileSlot,
+        at: u64,
+        address: NonNull<u8>,
+        len: u32,
+        buffer: u16,
+        user_data: u64,
+    ) -> Sqe {
+        let (opcode, rw_flags) = match direction {
+            Direction::Read => (opcode::ReadFixed::CODE, 0),
+            Direction::ReadNow => (opcode::ReadFixed::CODE, libc::RWF_NOWAIT as u32),
+            Direction::Write => (opcode::WriteFixed::CODE, 0),
+        };
+        Sqe {
+            opcode,
+            flags: Flags::FIXED_FILE.bits(),
+            ioprio: 0,
+            fd: file.0,
+            off: at,
+            addr: address.as_ptr() as u64,
+            len,
+            rw_flags,
+            user_data,
+            buf_index: buffer,
+            personality: 0,
+            splice_fd: 0,
+            pad: [0; 2],
+        }
+    }
+
+    /// Appends it to entries, which have room for it.
+    ///
+    /// # Panics
+    /// When they have not.
+    #[inline(always)]
+    pub(super) fn put(self, entries: &mut Vec<Entry>) {
+        let count = entries.len();
+        assert!(count < entries.capacity());
+        // SAFETY: there is room behind the last entry. An `Entry` is the kernel's structure (`repr(C)`, one field) of the
+        // same size, of plain integers, so this is one.
+        unsafe {
+            entries.as_mut_ptr().add(count).cast::<Sqe>().write(self);
+            entries.set_len(count + 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io_uring::types;
+
+    /// Field by field what the crate's own builder makes.
+    #[test]
+    fn an_entry_is_what_the_builder_makes() {
+        let mut byte = 7u8;
+        let address = NonNull::from(&mut byte);
+        for direction in [Direction::Read, Direction::ReadNow, Direction::Write] {
+            let file = types::Fixed(5);
+            let theirs = match direction {
+                Direction::Write => opcode::WriteFixed::new(file, address.as_ptr(), 4096, 3).offset(8192).build(),
+                _ => {
+                    let flags = if direction == Direction::Read { 0 } else { libc::RWF_NOWAIT };
+                    opcode::ReadFixed::new(file, address.as_ptr(), 4096, 3).offset(8192).rw_flags(flags).build()
+                }
+            };
+            let mut both = vec![theirs.user_data(77)];
+            both.reserve(1);
+            Sqe::fixed(direction, FileSlot(5), 8192, address, 4096, 3, 77).put(&mut both);
+            // SAFETY: two entries of 64 bytes of plain integers.
+            let bytes = unsafe { std::slice::from_raw_parts(both.as_ptr().cast::<[u8; 64]>(), 2) };
+            assert_eq!(bytes[0], bytes[1], "{direction:?}");
+        }
+    }
+}
