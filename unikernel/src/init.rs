@@ -16,11 +16,15 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::image::modules::{Wanted, normal};
 use crate::image::{CONFIG_PATH, HOSTNAME_PATH, MODULES_DIR, MODULES_PATH};
 use crate::keeper;
 use crate::settings::MAX_LINGER;
+
+/// In the supervisor's environment: when PID 1 began, in milliseconds since the kernel's start.
+const BEGUN: &str = "WINDSOR_PID1_BEGUN_MS";
 
 /// What a backend in user space cannot do without.
 const DEVICES: [&str; 3] = ["/dev/xen/xenbus", "/dev/xen/evtchn", "/dev/xen/gntdev"];
@@ -91,6 +95,8 @@ fn run() -> ! {
 
 /// Everything from the first mount to the end of the supervisor. The error is a line for the console.
 fn boot() -> Result<keeper::Ended, String> {
+    // Not the process's age in /proc, which holds the kernel's own start as well.
+    let begun = clock();
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
         mount_one(kind, target)?;
     }
@@ -127,6 +133,7 @@ fn boot() -> Result<keeper::Ended, String> {
     }
     let mut spec = keeper::Spec::supervisor(["--config", CONFIG_PATH, "--linger", LINGER]);
     spec.environment.push((crate::log::CONSOLE.into(), "1".into()));
+    spec.environment.push((BEGUN.into(), begun.as_millis().to_string().into()));
     spec.lingers = true;
     // The supervisor knows how long it may serve on; this is for one that hangs.
     spec.limits.stop = Duration::from_secs(MAX_LINGER + 60);
@@ -222,9 +229,27 @@ fn watchdog(command_line: &str) -> Option<File> {
     Some(device)
 }
 
+/// How long ago PID 1 began, for its supervisor; `None` for any other process.
+pub fn age() -> Option<Duration> {
+    let begun = Duration::from_millis(std::env::var(BEGUN).ok()?.parse().ok()?);
+    clock().checked_sub(begun)
+}
+
+/// Since the kernel's start.
+fn clock() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_supervisor_knows_pid_1_s_age() {
+        assert_eq!(age(), None);
+        let before = clock();
+        assert!(before > Duration::ZERO && clock() >= before);
+    }
 
     #[test]
     fn an_ordinary_process_is_not_an_image() {

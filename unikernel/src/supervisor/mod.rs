@@ -43,6 +43,7 @@ use xenstore::{Client, Store};
 
 use crate::channel::server::Server;
 use crate::config::{Config, DataPath};
+use crate::init;
 use crate::keeper::Keeper;
 use crate::metrics::serve::Listen;
 use crate::publish::{self, DeviceNode};
@@ -243,7 +244,11 @@ impl Supervisor {
             io::stdout().flush()?;
             self.keep_ready()?;
         }
-        tracing::info!(vm = self.config.vm.name, domid = self.own.0, volumes = self.config.volumes.len(), "serving");
+        // What a boot of the VM costs beyond its kernel's own.
+        let age = (!taken_over).then(init::age).flatten();
+        let boot_ms = age.and_then(|age| u64::try_from(age.as_millis()).ok());
+        let volumes = self.config.volumes.len();
+        tracing::info!(vm = self.config.vm.name, domid = self.own.0, volumes, boot_ms, "serving");
         Ok(())
     }
 
