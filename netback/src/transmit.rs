@@ -26,6 +26,7 @@ impl Fabric {
             Ok(()) => {
                 self.carry(vif, number, &batch, core);
                 self.respond(vif, number, &batch, core);
+                self.write_by_hand(core);
                 Turn::Busy
             }
         };

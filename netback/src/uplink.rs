@@ -1,9 +1,9 @@
 //! The way out: a TAP with a virtio header before each frame (`IFF_VNET_HDR`, linux/if_tun.h).
 //!
 //! Frames are read when the kernel says that there are some, many at a time: nothing is waited for, so the reads of one
-//! submission run in their order, and those that find nothing end at once. Frames are written from where they lie,
-//! and their memory is free when the write has ended. A kernel whose TAPs io_uring cannot use that way (before 6.4) is
-//! asked frame by frame.
+//! submission run in their order, and those that find nothing end at once. After them the kernel is asked to say when
+//! there is more, in the same submission. Frames are written from where they lie, and their memory is free when the
+//! write has ended. A kernel whose TAPs io_uring cannot use that way (before 6.4) is asked frame by frame.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::device::Report;
 use crate::fabric::{Body, Fabric, Packet, tagged_len};
-use crate::frame::FrameId;
+use crate::frame::{FRAMES, FrameId};
 use crate::headers::Headers;
 use crate::offload::{VNET_HEADER, VnetHeader, from_vnet, to_vnet};
 use crate::packet::{HEADERS, VLAN_TAG};
@@ -26,8 +26,10 @@ use crate::proto::MAX_TX_SIZE;
 use crate::station::FromThread;
 use crate::switch::{PortId, Tag};
 
-/// Frames that are read at a time.
+/// Frames that are read at a time, at most: as many as came the last time, twice that where there were more.
 const READS: usize = 16;
+/// ... and at least: a read that finds nothing is not free.
+const FEWEST: usize = 2;
 /// Bytes of the largest frame that is read, with a tag.
 const LARGEST: usize = MAX_TX_SIZE + VLAN_TAG;
 
@@ -40,6 +42,9 @@ pub struct Outbound {
     writing: Vec<Option<(MemoryId, FrameId)>>,
     /// The TAP, where it is read and written without the ring.
     by_hand: Option<OwnedFd>,
+    /// What is to be written to it: where, and how many bytes. It may take the whole way through the kernel at once, so it
+    /// waits until the guest has its answer.
+    ready: Vec<(FrameId, usize, usize)>,
     /// Frames that did not get out.
     pub dropped: u64,
 }
@@ -55,9 +60,11 @@ pub struct Uplink {
     come: Vec<(FrameId, usize)>,
     /// Operations in flight.
     flying: usize,
+    /// Frames that are read the next time.
+    reads: usize,
     /// The kernel has been asked to say when there is something.
     asked: bool,
-    /// Reads were submitted and something came: there may be more.
+    /// There is something.
     more: bool,
     lost: bool,
     draining: bool,
@@ -73,7 +80,14 @@ impl Uplink {
     pub fn new(fabric: Rc<RefCell<Fabric>>, file: FileSlot, memory: MemoryId, by_hand: Option<OwnedFd>) -> Uplink {
         {
             let mut fabric = fabric.borrow_mut();
-            let new = || Outbound { file, memory, writing: Vec::new(), by_hand: None, dropped: 0 };
+            let new = || Outbound {
+                file,
+                memory,
+                writing: Vec::new(),
+                by_hand: None,
+                ready: Vec::with_capacity(FRAMES),
+                dropped: 0,
+            };
             let outbound = fabric.outbound.get_or_insert_with(new);
             (outbound.file, outbound.memory, outbound.by_hand) = (file, memory, by_hand);
             fabric.switch.uplink(true);
@@ -85,6 +99,7 @@ impl Uplink {
             reading: std::iter::repeat_with(|| None).take(READS).collect(),
             come: Vec::with_capacity(READS),
             flying: 0,
+            reads: FEWEST,
             asked: false,
             more: false,
             lost: false,
@@ -115,14 +130,13 @@ impl Uplink {
         self.draining && self.flying == 0 && !self.asked && !self.fabric.borrow().outbound.as_ref().is_some_and(writes)
     }
 
-    /// Asks for frames when nobody has; true when it did.
+    /// Asks for frames when there are some; true when it did.
     pub fn turn(&mut self, core: &mut Core) -> bool {
-        if self.draining || self.lost || self.asked || self.flying > 0 {
+        if self.draining || self.lost || self.flying > 0 {
             return false;
         }
         if !std::mem::take(&mut self.more) {
-            core.ring.readable(Owner { memory: self.memory, slot: 0 }, self.file);
-            self.asked = true;
+            self.ask(core);
             return false;
         }
         if self.read_by_hand(core) {
@@ -130,7 +144,7 @@ impl Uplink {
             return true;
         }
         let mut fabric = self.fabric.borrow_mut();
-        for (slot, place) in self.reading.iter_mut().enumerate() {
+        for (slot, place) in self.reading.iter_mut().enumerate().take(self.reads) {
             let Some(frame) = fabric.frames.take() else { break };
             let span = span(frame.at() - VNET_HEADER, VNET_HEADER + LARGEST);
             *place = Some(frame);
@@ -139,7 +153,16 @@ impl Uplink {
             core.ring.transfer(owner, transfer, &[span], u32::MAX);
             self.flying += 1;
         }
+        drop(fabric);
+        self.ask(core);
         true
+    }
+
+    /// Has the kernel say when there is something, unless it will.
+    fn ask(&mut self, core: &mut Core) {
+        if !std::mem::replace(&mut self.asked, true) {
+            core.ring.readable(Owner { memory: self.memory, slot: 0 }, self.file);
+        }
     }
 
     /// Reads a batch of frames without the ring; false when that is not how.
@@ -192,10 +215,7 @@ impl Uplink {
             self.flying -= 1;
             let Some(frame) = self.reading.get_mut(usize::from(slot)).and_then(Option::take) else { return };
             match usize::try_from(completion.result) {
-                Ok(len) if len > 0 => {
-                    self.come.push((frame, len));
-                    self.more = true;
-                }
+                Ok(len) if len > 0 => self.come.push((frame, len)),
                 _ => fabric.frames.give(frame),
             }
         }
@@ -218,6 +238,8 @@ impl Uplink {
         if self.come.is_empty() || self.flying > 0 {
             return;
         }
+        let come = self.come.len();
+        self.reads = if come < self.reads { come.next_power_of_two().max(FEWEST) } else { (2 * come).min(READS) };
         let mut fabric = self.fabric.borrow_mut();
         for (number, (frame, len)) in self.come.drain(..).enumerate() {
             fabric.come_up(number, &frame, len, core);
@@ -290,12 +312,8 @@ impl Fabric {
         };
         self.local.write(start, first);
         self.local.write(start - VNET_HEADER, vnet.as_bytes());
-        if let Some(tap) = &outbound.by_hand {
-            core.called(1);
-            // One that is gone shows when it is read.
-            let written = tap::write(tap, &self.local, start - VNET_HEADER, VNET_HEADER + len);
-            outbound.dropped += u64::from(written.is_err());
-            return self.frames.give(frame);
+        if outbound.by_hand.is_some() {
+            return outbound.ready.push((frame, start - VNET_HEADER, VNET_HEADER + len));
         }
         let slot = outbound.writing.iter().position(Option::is_none).unwrap_or_else(|| {
             outbound.writing.push(None);
@@ -306,5 +324,17 @@ impl Fabric {
         let owner = Owner { memory: outbound.memory, slot: (READS + slot) as u16 };
         let transfer = Transfer { direction: Direction::Write, file: outbound.file, at: 0, start: 0, len: span.len };
         core.ring.transfer(owner, transfer, &[span], u32::MAX);
+    }
+
+    /// Writes what is ready where the ring does not.
+    pub fn write_by_hand(&mut self, core: &mut Core) {
+        let Some(outbound) = &mut self.outbound else { return };
+        for (frame, at, len) in outbound.ready.drain(..) {
+            core.called(1);
+            // One that is gone shows when it is read.
+            let written = outbound.by_hand.as_ref().map(|tap| tap::write(tap, &self.local, at, len));
+            outbound.dropped += u64::from(!matches!(written, Some(Ok(()))));
+            self.frames.give(frame);
+        }
     }
 }
