@@ -208,7 +208,7 @@ mod tests {
     fn every_length_is_counted_as_it_is_written() {
         for (gso, hash) in variants() {
             let offload = Offload { checksum: Checksum::Whole, gso };
-            for headroom in [0, 1, 256, MAX_HEADROOM, 0x7FFF] {
+            for headroom in [0, 256, 0x7FFF] {
                 for len in 14..=65535 {
                     check(&Outgoing { len, offload, hash, headroom });
                 }
@@ -219,7 +219,7 @@ mod tests {
     /// ... and every headroom, with lengths about the borders of pages.
     #[test]
     fn every_headroom_is_counted_as_it_is_written() {
-        for (gso, hash) in variants() {
+        for (gso, hash) in [variants().next(), variants().last()].into_iter().flatten() {
             let offload = Offload { checksum: Checksum::Whole, gso };
             for headroom in 0..=0x7FFF {
                 let first = PAGE_SIZE as u32 - u32::from(headroom.min(MAX_HEADROOM));
