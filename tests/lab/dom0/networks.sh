@@ -56,45 +56,84 @@ between_dom0() {
     echo "$speeds Mbit/s"
 }
 
-# costs SERVICE NAME WORD: how fast 8 MiB go between g1 and its service VM, and what they cost, each way: lines of /run/lab/network.NAME. The
-# interrupts of the backend are those with the word.
+# costs SERVICE NAME WORD: how fast TCP is between g1 and its service VM, and what it costs, in turns: a second each way, three times (with the
+# long counts seven), for one round alone says little here. Lines of /run/lab/network.NAME. The interrupts of the backend are those with the word.
 costs() {
-    local way options speed before after
+    local ways='sends receives sends receives sends receives' way options speed before after called more
+    [ ! -e /lab/long ] || ways="$ways $ways sends receives"
     tell "$1" 60 listen
     : >"/run/lab/network.$2"
-    for way in sends receives; do
+    tell g1 60 seen eth0
+    before=$(answer g1) called=$(calls "$1" g1)
+    for way in $ways; do
         options=
         [ $way = sends ] || options=-R
-        tell g1 60 seen eth0
-        before=$(answer g1)
         tell "$1" 60 probe "$3"
         # shellcheck disable=SC2086
-        tell g1 120 speed 254 -n 8M $options
+        tell g1 120 speed 254 -t 1 $options
         speed=$(answer g1)
         tell "$1" 60 probed "$3"
         tell g1 60 seen eth0
-        after=$(answer g1)
-        echo "$way $speed $before $after $(answer "$1")" >>"/run/lab/network.$2"
+        after=$(answer g1) more=$(calls "$1" g1)
+        echo "$way $speed $before $after $(answer "$1") $((more - called))" >>"/run/lab/network.$2"
+        before=$after called=$more
     done
 }
 
-# ratio NAME: of what `costs` found.
-ratio() {
-    awk '{ speed[$1] = $2 } END { printf "guest to backend %s Mbit/s, back %s, ratio %.2f", speed["sends"], speed["receives"], speed["sends"] / speed["receives"] }' \
-        "/run/lab/network.$1"
+# calls SERVICE GUEST: system calls of a service VM's network so far on account of the guest's card, as the VM publishes them; 0 where it does not.
+calls() {
+    local root token number
+    root=/local/domain/$(domid "$1")/data/windsor token=$(cut -d' ' -f1 /proc/uptime)
+    xenstore-exists "$root" || { echo 0; return; }
+    xenstore-write "$root/sample" "$token"
+    wait_for 30 is_sampled "$root" "$token" || fail "$1 publishes no fresh numbers"
+    number=$(domid "$2")
+    xenstore-read "$root/vif/$((number % 16))/vif-$number-0" | sed -n 's/.*"system_calls":\([0-9]*\).*/\1/p'
 }
 
-# costs_table: everything that `costs` found in this boot. A packet is what the guest's card counts, in either direction; a grant operation is a
-# page copied, mapped or unmapped; a call may carry many.
+is_sampled() {
+    [ "$(xenstore-read "$1/sampled")" = "$2" ]
+}
+
+# middle: the median of an odd number of lines.
+middle() {
+    sort -n | awk '{ line[NR] = $1 } END { print line[(NR + 1) / 2] }'
+}
+
+# ratio NAME: of what `costs` found: the medians of each way, and that of the rounds' ratios.
+ratio() {
+    local file=/run/lab/network.$1 ratios
+    ratios=$(awk '$1 == "sends" { there = $2 } $1 == "receives" { printf "%.2f\n", there / ($2 + 0.001) }' "$file")
+    echo "guest to backend $(awk '$1 == "sends" { print $2 }' "$file" | middle) Mbit/s," \
+        "back $(awk '$1 == "receives" { print $2 }' "$file" | middle)," \
+        "ratio $(echo "$ratios" | middle) ($(echo "$ratios" | sort -n | tr '\n' ' ' | sed 's/ $//'))"
+}
+
+# costs_table: everything that `costs` found in this boot, all rounds of a way together. A packet is what the guest's card counts, in either
+# direction; a grant operation is a page copied, mapped or unmapped; a call to the hypervisor may carry many. System calls are those of
+# Windsor's network.
 costs_table() {
     local name
-    printf '%-10s %-9s %8s %12s %12s %12s %12s %12s\n' backend "guest" Mbit/s KiB/packet grants/packet calls/packet events-in/p events-out/p
+    printf '%-10s %-9s %8s %12s %12s %12s %12s %12s %12s\n' backend "guest" Mbit/s KiB/packet grants/packet calls/packet events-in/p events-out/p syscalls/p
     for name in kernel windsor; do
         [ ! -e "/run/lab/network.$name" ] || awk -v name="$name" '{
-            packets = $8 + $9 - $3 - $4
-            bytes = $10 + $11 - $5 - $6
-            printf "%-10s %-9s %8.0f %12.1f %12.2f %12.2f %12.3f %12.3f\n", name, $1, $2, bytes / packets / 1024, ($13 + $15 + $17) / packets,
-                ($14 + $16 + $18) / packets, $19 / packets, ($12 - $7) / packets
+            rounds[$1]++
+            speed[$1] += $2
+            packets[$1] += $8 + $9 - $3 - $4
+            bytes[$1] += $10 + $11 - $5 - $6
+            grants[$1] += $13 + $15 + $17
+            calls[$1] += $14 + $16 + $18
+            in_[$1] += $19
+            out[$1] += $12 - $7
+            called[$1] += $20
+        } END {
+            for (n = split("sends receives", ways, " "); i++ < n;) {
+                way = ways[i]
+                per = packets[way] + 0.001
+                printf "%-10s %-9s %8.0f %12.1f %12.2f %12.2f %12.3f %12.3f %12s\n", name, way, speed[way] / rounds[way], bytes[way] / per / 1024,
+                    grants[way] / per, calls[way] / per, in_[way] / per, out[way] / per,
+                    name == "windsor" ? sprintf("%.2f", called[way] / per) : "-"
+            }
         }' "/run/lab/network.$name"
     done
 }
