@@ -353,8 +353,8 @@ impl<Q: Queue> Reactor<Q> {
             let turned = self.turn(control);
             self.core.ring.submit_and_peek();
             let Some(ended) = self.reap(inbox, control) else { return };
-            let again = self.settle(control) | self.tick();
             self.account();
+            let again = self.settle(control) | self.tick();
             let (busy, messages) = (woken.any | turned | ended.any, woken.messages | ended.messages);
             if again || busy {
                 self.polling.vain = false;
@@ -442,10 +442,10 @@ impl<Q: Queue> Reactor<Q> {
         Some(reaped)
     }
 
-    /// Whoever kept the thread busy pays for the pass.
+    /// Whoever kept the thread busy pays for the pass, before anybody can see its answers.
     fn account(&mut self) {
         let now = self.core.system_calls();
-        if let Some(entry) = self.queues.iter_mut().flatten().find(|entry| entry.awake) {
+        if let Some(entry) = self.queues.iter_mut().flatten().find(|entry| entry.touched || entry.awake) {
             entry.queue.account(now - self.counted);
         }
         self.counted = now;
