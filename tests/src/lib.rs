@@ -3,6 +3,7 @@
 
 pub mod flow;
 pub mod headers;
+pub mod measure;
 pub mod network;
 pub mod skip;
 pub mod table;

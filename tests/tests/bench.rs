@@ -97,3 +97,29 @@ fn what_makes_no_sense_is_refused() {
     }
     assert_eq!(bench(&["--filename", "/nonexistent/disk"]).code, Some(3));
 }
+
+#[test]
+fn a_report_is_one_page_of_what_benches_wrote() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
+    let blk = bench(&["--number-ios", "320", "--output-format", "json"]);
+    std::fs::write(path("blk.json"), blk.fine()).unwrap();
+    let net = run(windsor().args(["bench", "net", "--runtime", "1", "--output-format", "json"]));
+    assert_eq!(json(&net)["groups"].as_array().map(Vec::len), Some(2), "{net:?}");
+    std::fs::write(path("net.json"), net.fine()).unwrap();
+    let report = |file: &str| {
+        let mut windsor = windsor();
+        run(windsor.args(["bench", "report"]).args([path("blk.json"), path(file)]).arg("-o").arg(path("report.html")))
+    };
+    assert_eq!(report("net.json").fine(), "");
+    let html = std::fs::read_to_string(path("report.html")).unwrap();
+    assert!(html.contains("<svg") && html.contains("randread") && html.contains("64 KiB of TCP"), "{html}");
+    // Nothing is loaded from anywhere.
+    assert!(!html.contains("src=") && !html.contains("href=") && !html.contains("url("), "{html}");
+    std::fs::remove_file(path("report.html")).unwrap();
+    for text in ["", "{", "[1]", "{\"schema\":\"windsor-figures-1\",\"title\":\"<\\n>\"}", "\u{1}"] {
+        std::fs::write(path("other.json"), text).unwrap();
+        assert!(report("other.json").refused(1).contains("other.json: "), "{text}");
+    }
+    assert!(report("missing.json").refused(1).contains("missing.json") && !path("report.html").exists());
+}

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Machine {
     /// What the processor calls itself.
     pub cpu: String,
@@ -14,7 +14,7 @@ pub struct Machine {
     /// The kernel's release.
     pub kernel: String,
     /// Windsor's version.
-    pub windsor: &'static str,
+    pub windsor: String,
     /// The command line.
     pub command: Vec<String>,
 }
@@ -35,7 +35,7 @@ impl Machine {
                 .map_or_else(String::new, |(_, name)| name.trim().to_owned()),
             cpus: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            windsor: env!("CARGO_PKG_VERSION"),
+            windsor: env!("CARGO_PKG_VERSION").to_owned(),
             command: std::env::args().collect(),
         }
     }

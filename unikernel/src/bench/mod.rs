@@ -3,12 +3,17 @@
 //!
 //! What the numbers can and cannot say stands in docs/performance.md.
 
+pub mod figures;
 pub mod fio;
 pub mod guest;
 pub mod job;
 pub mod load;
 pub mod machine;
+pub mod net;
+pub mod page;
+pub mod read;
 pub mod report;
+pub mod svg;
 
 use std::io::BufReader;
 use std::path::{Path, PathBuf};

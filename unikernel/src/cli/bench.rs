@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{FAILED, Failure, USAGE};
 use crate::bench::job::{Job, Rw};
-use crate::bench::{Bench, DataPath, There, fio};
+use crate::bench::{Bench, DataPath, There, fio, net, page, read};
 
 /// Arguments of `windsor bench`.
 #[derive(Args, Debug)]
@@ -20,6 +20,32 @@ pub struct BenchArgs {
 enum What {
     /// A load on a disk: a guest, a service VM and a host of its own, or a host that is there
     Blk(BlkArgs),
+    /// Packets between two guests of one network: small ones there and back, TCP of 64 KiB one way
+    Net(NetArgs),
+    /// One HTML page with tables and plots, of what benches have written as JSON
+    Report(ReportArgs),
+}
+
+/// Arguments of `windsor bench net`.
+#[derive(Args, Debug)]
+struct NetArgs {
+    /// How long each of the two, in seconds
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    runtime: u64,
+    /// A table, or JSON as `windsor bench report` reads it
+    #[arg(long, value_enum, default_value_t = Format::Normal)]
+    output_format: Format,
+}
+
+/// Arguments of `windsor bench report`.
+#[derive(Args, Debug)]
+struct ReportArgs {
+    /// What `windsor bench blk --output-format json` printed, and what the benches of the sources wrote with --json
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The page
+    #[arg(short = 'o', long, value_name = "FILE", default_value = "report.html")]
+    output: PathBuf,
 }
 
 /// How a report is printed.
@@ -113,19 +139,47 @@ fn volume(text: &str) -> Result<(String, String), String> {
 /// # Errors
 /// When it cannot be run to its end.
 pub fn run(args: &BenchArgs) -> Result<i32, Failure> {
-    let What::Blk(args) = &args.what;
+    let args = match &args.what {
+        What::Blk(args) => args,
+        What::Net(args) => return packets(args),
+        What::Report(args) => return report(args),
+    };
     let report = bench(args)?.run()?;
     let text = match args.output_format {
         Format::Normal => report.to_string(),
         Format::Json => format!("{:#}\n", fio::json(&report)),
     };
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| Failure::new(FAILED, format!("stdout: {error}")))?;
+    print(&text)?;
     Ok(match report.read.errors + report.write.errors {
         0 => 0,
         errors => Failure::new(FAILED, format!("{errors} requests failed")).report(),
     })
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::new(FAILED, format!("stdout: {error}")))
+}
+
+fn packets(args: &NetArgs) -> Result<i32, Failure> {
+    let found = net::run(args.runtime)?;
+    let text = match args.output_format {
+        Format::Normal => found.to_string(),
+        Format::Json => {
+            let value = serde_json::to_value(&found).map_err(|error| Failure::new(FAILED, error))?;
+            format!("{value:#}\n")
+        }
+    };
+    print(&text).map(|()| 0)
+}
+
+fn report(args: &ReportArgs) -> Result<i32, Failure> {
+    let read: Result<Vec<_>, String> = args.files.iter().map(|path| read::file(path)).collect();
+    let documents = read.map_err(|why| Failure::new(FAILED, why))?;
+    let written = std::fs::write(&args.output, page::page(&documents));
+    written.map_err(|error| Failure::new(FAILED, format!("{}: {error}", args.output.display())))?;
+    Ok(0)
 }
 
 fn bench(args: &BlkArgs) -> Result<Bench, Failure> {

@@ -141,7 +141,7 @@ impl Demo {
         }
         let path = running.node()?.path;
         let network = match verify.complaint() {
-            None => Some(running.network(parts, self.seconds, &bar)?),
+            None => Some(running.network(parts, [1, self.seconds.min(2)], &bar)?),
             Some(_) => None,
         };
         bar.finish_and_clear();
@@ -162,6 +162,28 @@ impl Demo {
             network,
         })
     }
+}
+
+/// Only the network of the demo, for so many seconds of each exchange; leaves nothing behind.
+///
+/// # Errors
+/// With the exit code, when it cannot be run to its end.
+pub fn network_only(seconds: u64) -> Result<network::NetworkReport, Failure> {
+    grant::caps::check_io_uring().map_err(|error| Failure::new(MISSING, error))?;
+    let parts = Parts::new().map_err(|error| {
+        Failure::new(MISSING, format!("no directory to work in: {error} (set TMPDIR to one that can be written)"))
+    })?;
+    let run = || {
+        let (image, scratch) = Image::scratch(1 << 20)?;
+        parts.keep(scratch);
+        let mut running = Running::start(&parts, &image, None)?;
+        let report = running.network(&parts, [seconds; 2], &ProgressBar::hidden())?;
+        running.close()?;
+        Ok(report)
+    };
+    let ran = run();
+    let ended = parts.end();
+    ran.and_then(|report| ended.map(|()| report))
 }
 
 fn failed(error: impl ToString) -> Failure {

@@ -14,10 +14,6 @@ use crate::cli::Failure;
 use crate::publish::VifNode;
 use crate::toolstack::card::{self, Wanted};
 
-/// How long packets go there and back, and at most one way.
-const ROUND_TRIPS: u64 = 1;
-const STREAM: u64 = 2;
-
 /// What two guests did over the network.
 #[derive(Clone, Debug, Serialize)]
 pub struct NetworkReport {
@@ -140,8 +136,14 @@ impl fmt::Display for NetworkReport {
 }
 
 impl Running<'_> {
-    /// Starts two guests, gives each a card, and has them exchange packets.
-    pub(super) fn network(&mut self, parts: &Parts, seconds: u64, bar: &ProgressBar) -> Result<NetworkReport, Failure> {
+    /// Starts two guests, gives each a card, and has them exchange packets: there and back, then one way, for so many
+    /// seconds each.
+    pub(super) fn network(
+        &mut self,
+        parts: &Parts,
+        [there_and_back, one_way]: [u64; 2],
+        bar: &ProgressBar,
+    ) -> Result<NetworkReport, Failure> {
         bar.set_message("packets between two guests");
         bar.set_style(ProgressStyle::default_spinner());
         let mut talk = Talk::start(parts, Part::Cards, &host_dir(parts))?;
@@ -156,8 +158,8 @@ impl Running<'_> {
         let Answer::CardsConnected = talk.hear()? else { return Err(talk.confused()) };
         let mut exchanges = Vec::new();
         for (name, order) in [
-            ("60 bytes there and back", Order::RoundTrips { seconds: ROUND_TRIPS }),
-            ("64 KiB of TCP, one way", Order::Stream { seconds: seconds.min(STREAM) }),
+            ("60 bytes there and back", Order::RoundTrips { seconds: there_and_back }),
+            ("64 KiB of TCP, one way", Order::Stream { seconds: one_way }),
         ] {
             let before = self.counters(domids)?;
             talk.tell(&order)?;
