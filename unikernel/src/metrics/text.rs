@@ -195,7 +195,7 @@ mod tests {
     fn the_text_is_what_prometheus_takes() {
         let meter = Meter::open(Meter::create(2).unwrap()).unwrap();
         for (queue, nanoseconds) in [(0, 1000), (0, 9000), (1, 100_000), (1, u64::MAX)] {
-            meter.block(queue).unwrap().record(nanoseconds);
+            meter.block(queue).unwrap().record(nanoseconds, 1);
         }
         meter.block(0).unwrap().add(Counter::Nanoseconds as usize, 110_000);
         meter.block(1).unwrap().add(Counter::Reads as usize, 3);
