@@ -218,15 +218,24 @@ build_tool() {
     strip -o "$root/bin/$1" "$file" 2>>"$LAB/build/tool-$1.log" && pack "$root" "$LAB/build/tool-$1.cpio"
 }
 
+# own_kernel: the one of unikernel/kernel, built if it is not there yet, as the downloaded ones lie.
+own_kernel() {
+    local built
+    built=$(nice "$WORKSPACE/unikernel/kernel/build" | head -n 1) || return
+    ln -sfn "$(realpath "$(dirname "$built")/..")" "$LAB/kernels/own"
+}
+
 # A service VM from services/NAME.toml, by `windsor image build`.
 build_service() {
-    local name=$1 toml=$HERE/services/$1.toml kernel kind dir=/images/service-$1 root=$LAB/build/images-$1 append=
+    local name=$1 toml=$HERE/services/$1.toml kernel kind memory dir=/images/service-$1 root=$LAB/build/images-$1 append=
     kernel=$(sed -n 's/^# kernel: //p' "$toml")
     kind=$(sed -n 's/^# type: //p' "$toml")
+    memory=$(sed -n 's/^# memory: //p' "$toml")
     grep -q '^# agent: yes' "$toml" && append=rdinit=/lab/init
     rm -rf "$root"
+    [ "$kernel" != own ] || own_kernel >"$LAB/build/service-$name.log" 2>&1 || return
     windsor image build --kernel "$(vmlinuz_of "$kernel")" --modules "$(modules_of "$kernel")" --config "$toml" --out "$root$dir" \
-        --type "$kind" --memory 320 --dom0-dir "$dir" --append "$append" >"$LAB/build/service-$name.log" 2>&1 || return 1
+        --type "$kind" --memory "${memory:-320}" --dom0-dir "$dir" --append "$append" >"$LAB/build/service-$name.log" 2>&1 || return 1
     if [ -n "$append" ]; then
         local tree=$LAB/build/agent
         rm -rf "$tree" && mkdir -p "$tree"/{lab,lib,lib64}

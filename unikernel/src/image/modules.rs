@@ -67,7 +67,7 @@ impl Tree {
             .ok()
             .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
             .ok_or_else(|| Error::Modules { dir: dir.into(), why: "its name is not a kernel version".into() })?;
-        let builtin = read_lines(&root.join("modules.builtin"))?.iter().map(|line| normal(line)).collect();
+        let builtin: BTreeSet<_> = read_lines(&root.join("modules.builtin"))?.iter().map(|line| normal(line)).collect();
         let mut files = BTreeMap::new();
         let mut depends = BTreeMap::new();
         for line in read_lines(&root.join("modules.dep"))? {
@@ -81,8 +81,9 @@ impl Tree {
         if depends.is_none() {
             walk(&root, Path::new(""), &mut files)?;
         }
-        if files.is_empty() {
-            let why = "there is not one .ko file in it".into();
+        // A kernel may have everything built in.
+        if files.is_empty() && builtin.is_empty() {
+            let why = "there is not one .ko file in it, and its modules.builtin names none".into();
             return Err(Error::Modules { dir: dir.into(), why });
         }
         Ok(Self { version, root, files, depends, builtin })

@@ -73,6 +73,20 @@ fn pvh_takes_no_pcifront() {
     assert!(fs::read_to_string(built.config).unwrap().contains("type = \"pvh\""));
 }
 
+#[test]
+fn a_kernel_may_have_everything_built_in() {
+    let Package { dir, recipe } = package("6.1.0-test", &[]);
+    let tree = dir.path().join("lib/modules/6.1.0-test");
+    fs::remove_dir_all(tree.join("kernel")).unwrap();
+    let names = ["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-blkfront", "nvme"];
+    let lines: String = names.iter().map(|name| format!("kernel/drivers/{name}.ko\n")).collect();
+    fs::write(tree.join("modules.builtin"), lines).unwrap();
+    fs::write(&recipe.config, "[vm]\nname = \"acme\"\n").unwrap();
+    assert!(build_with(&recipe, Vec::new()).unwrap().modules.is_empty());
+    fs::write(tree.join("modules.builtin"), "").unwrap();
+    assert!(build_with(&recipe, Vec::new()).unwrap_err().to_string().contains("modules.builtin"));
+}
+
 /// Builds from a package that `change` has spoiled: the error names `words`, has `code`, and nothing was written.
 fn refused(code: i32, words: &[&str], change: impl Fn(&mut Recipe)) {
     let Package { dir: _dir, mut recipe } = package("6.1.0-test", &["brd"]);
