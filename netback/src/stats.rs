@@ -83,6 +83,17 @@ pub struct Stats {
     pub limited: u64,
 }
 
+impl Stats {
+    /// Packets that came to nothing, for whatever reason.
+    pub fn dropped(&self) -> u64 {
+        let Stats {
+            dropped_policy, dropped_nobody, dropped_no_room, dropped_unfit, dropped_group, dropped_memory, ..
+        } = *self;
+        let all = [dropped_policy, dropped_nobody, dropped_no_room, dropped_unfit, dropped_group, dropped_memory];
+        all.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
 /// Reads a card's numbers.
 pub fn snapshot(meter: &Meter) -> Stats {
     let sum = |counter: Counter| meter.sum(counter as usize);

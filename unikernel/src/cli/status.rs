@@ -126,14 +126,6 @@ fn card_line(card: &CardStatus) -> String {
         let _ = write!(line, "  queues {}  {}", card.queues, card.features.join(" "));
     }
     if let Some(stats) = &card.stats {
-        let dropped = [
-            stats.dropped_policy,
-            stats.dropped_nobody,
-            stats.dropped_no_room,
-            stats.dropped_unfit,
-            stats.dropped_group,
-            stats.dropped_memory,
-        ];
         let _ = write!(
             line,
             "  sent {} ({}), received {} ({}), dropped {}, errors {}",
@@ -141,7 +133,7 @@ fn card_line(card: &CardStatus) -> String {
             size(stats.sent_bytes),
             stats.received_packets,
             size(stats.received_bytes),
-            dropped.iter().fold(0u64, |sum, count| sum.saturating_add(*count)),
+            stats.dropped(),
             stats.sent_errors.saturating_add(stats.received_errors),
         );
     }

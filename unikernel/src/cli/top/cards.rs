@@ -26,13 +26,6 @@ pub struct Row {
     errors: u64,
 }
 
-/// Packets that came to nothing, for whatever reason.
-fn dropped(stats: &Stats) -> u64 {
-    let Stats { dropped_policy, dropped_nobody, dropped_no_room, dropped_unfit, dropped_group, dropped_memory, .. } =
-        stats;
-    [dropped_policy, dropped_nobody, dropped_no_room, dropped_unfit, dropped_group, dropped_memory].into_iter().sum()
-}
-
 /// A line for each card, by VM and guest.
 pub fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
     let mut rows: Vec<Row> = now
@@ -57,7 +50,7 @@ pub fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
                 received_packets_per_second: rate(stats.received_packets, then.received_packets),
                 sent_bytes_per_second: rate(stats.sent_bytes, then.sent_bytes),
                 received_bytes_per_second: rate(stats.received_bytes, then.received_bytes),
-                dropped_per_second: rate(dropped(stats), dropped(&then)),
+                dropped_per_second: rate(stats.dropped(), then.dropped()),
                 limited_per_second: rate(stats.limited, then.limited),
                 errors: stats.sent_errors + stats.received_errors,
             }
