@@ -189,15 +189,5 @@ fn measure(words: &Words) -> Result<Document, String> {
 }
 
 fn main() -> ExitCode {
-    let done = Words::read(&ALL).and_then(|words| {
-        let document = measure(&words)?;
-        words.give(&document).map_err(|error| error.to_string())
-    });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("curves: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    tests::measure::bench("curves", &ALL, measure)
 }

@@ -87,12 +87,5 @@ fn measure(words: &Words) -> Document {
 }
 
 fn main() -> ExitCode {
-    let done = Words::read(&[]).and_then(|words| words.give(&measure(&words)).map_err(|error| error.to_string()));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("idle: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    tests::measure::bench("idle", &[], |words| Ok(measure(words)))
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
@@ -25,6 +25,21 @@ pub struct Words {
     pub only: Option<Vec<String>>,
     /// Where the figures go as JSON.
     pub json: Option<PathBuf>,
+}
+
+/// All that a bench of this name does: reads its words (`only` as for [`Words::read`]), measures, and gives what it found.
+pub fn bench(name: &str, only: &[&str], measure: impl FnOnce(&Words) -> Result<Document, String>) -> ExitCode {
+    let done = Words::read(only).and_then(|words| {
+        let document = measure(&words)?;
+        words.give(&document).map_err(|error| error.to_string())
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{name}: {why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 impl Words {

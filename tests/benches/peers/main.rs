@@ -249,15 +249,5 @@ fn measure(words: &Words) -> Result<Document, String> {
 }
 
 fn main() -> ExitCode {
-    let done = Words::read(&ALL).and_then(|words| {
-        let document = measure(&words)?;
-        words.give(&document).map_err(|error| error.to_string())
-    });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("peers: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    tests::measure::bench("peers", &ALL, measure)
 }
