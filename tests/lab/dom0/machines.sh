@@ -2,9 +2,12 @@
 
 CONSOLES=/var/log/xen/console
 
+# How much longer everything may take than it does on an emulated machine that has its CPUs to itself.
+PATIENCE=3
+
 # wait_for SECONDS COMMAND...: until the command succeeds; fails when the time is over. A probe is slow here, so it is the clock that counts.
 wait_for() {
-    local end=$(($(cut -d. -f1 /proc/uptime) + $1)) trace=+x status=1
+    local end=$(($(cut -d. -f1 /proc/uptime) + $1 * PATIENCE)) trace=+x status=1
     shift
     case $- in *x*) trace=-x ;; esac
     set +x
@@ -91,7 +94,7 @@ busy() {
 ended() {
     local name=$1 limit=$2 number
     number=$(cat "/run/lab/$name.asked")
-    wait_for "$limit" said "$name" "@@ $number " || fail "guest $name gives no answer to command $number within $limit s"
+    wait_for "$limit" said "$name" "@@ $number " || fail "guest $name gives no answer to command $number within $((limit * PATIENCE)) s"
     said "$name" "@@ $number 0" || fail "guest $name: $(grep "^@@ $number " "$CONSOLES/guest-$name.log" | tr -d '\r' | cut -d' ' -f4-)"
 }
 
