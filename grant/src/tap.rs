@@ -80,19 +80,28 @@ impl Request {
 }
 
 /// Opens the TAP `name`, which is made and goes with the descriptor unless it is there already; the kernel puts a number
-/// for `%d` in it. It never blocks, has a header of [`HEADER`] bytes in front of each frame, and may be given frames
+/// for `%d` in it. One with many queues gets one more. It never blocks, has a header of [`HEADER`] bytes in front of each frame, and may be given frames
 /// with a blank checksum and TCP segments of up to 64 KiB.
 ///
 /// # Errors
 /// With the interface's name: `NotFound` without the module tun, `EBUSY` when somebody has it, `EINVAL` when it is none
 /// or not such a TAP, `EPERM` without CAP_NET_ADMIN.
 pub fn open(name: &str) -> io::Result<OwnedFd> {
-    let mut request = Request::new(name)?;
+    Request::new(name)?;
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE);
     let tap: OwnedFd = file.map_err(|error| about(DEVICE, "cannot be opened (module tun)", error))?.into();
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request = request.with(&(flags as i16).to_ne_bytes());
-    request.call(tap.as_fd(), TUNSETIFF).map_err(|error| about(name, "cannot be opened as a TAP", error))?;
+    let one = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let attach =
+        |flags: libc::c_int| Request::new(name)?.with(&(flags as i16).to_ne_bytes()).call(tap.as_fd(), TUNSETIFF);
+    let attached = match attach(one) {
+        // One that somebody made with many queues is opened so or not at all. The kernel sends everything to those that
+        // are attached: one will do, for a network has one thread.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            attach(one | libc::IFF_MULTI_QUEUE).map_err(|_| error)
+        }
+        attached => attached,
+    };
+    attached.map_err(|error| about(name, "cannot be opened as a TAP", error))?;
     set(&tap, HEADER as libc::c_int).map_err(|error| about(name, "takes no header", error))?;
     let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     offload(&tap, offloads).map_err(|error| about(name, "takes no offloads", error))?;
@@ -292,6 +301,20 @@ mod tests {
             assert!(open("w0").unwrap_err().to_string().starts_with("w0 cannot be opened as a TAP: "));
             drop(tap);
             assert!(!exists("w0").unwrap());
+        });
+    }
+
+    #[test]
+    fn one_queue_of_a_tap_with_many_is_opened() {
+        alone(|| {
+            let made =
+                std::process::Command::new("ip").args("tuntap add dev w0 mode tap multi_queue".split(' ')).status();
+            assert!(made.unwrap().success());
+            let (one, other) = (open("w0").unwrap(), open("w0").unwrap());
+            assert_eq!((name(&one).unwrap(), name(&other).unwrap()), ("w0".to_owned(), "w0".to_owned()));
+            // Not a TAP at all: told as what was tried first says it.
+            let error = open("lo").unwrap_err();
+            assert_eq!(error.to_string(), "lo cannot be opened as a TAP: Invalid argument (os error 22)");
         });
     }
 

@@ -61,8 +61,8 @@ fn guests_reach_each_other_while_the_uplink_is_gone() {
     eventually("the missing TAP is told of", || {
         networks(&rig)["error"].as_str().unwrap_or_default().contains("there is no TAP wire").then_some(())
     });
-    let make = |service: &Space| {
-        service.ip("tuntap add dev wire mode tap vnet_hdr");
+    let make = |service: &Space, queues: &str| {
+        service.ip(&format!("tuntap add dev wire mode tap vnet_hdr {queues}"));
         service.ip("link add br7 type bridge");
         for port in ["wire", "up0"] {
             service.ip(&format!("link set {port} master br7"));
@@ -70,7 +70,7 @@ fn guests_reach_each_other_while_the_uplink_is_gone() {
         }
         service.ip("link set br7 up");
     };
-    make(&service);
+    make(&service, "");
     for (name, space, number) in [("a", &a, 1), ("b", &b, 2)] {
         rig.start_in(&space.name, name, "guest", &["--name", name, "--tap", "eth0"]);
         eventually("attached", || (rig.run("attach", &[name, "acme:lan"]).code == Some(0)).then_some(()));
@@ -84,7 +84,7 @@ fn guests_reach_each_other_while_the_uplink_is_gone() {
         (!networks(&rig)["error"].as_str().unwrap_or_default().is_empty()).then_some(())
     });
     a.pings("10.9.0.2", "-s 9000");
-    make(&service);
+    make(&service, "multi_queue");
     eventually("the world is back", || (b.call("ping -q -c 1 -W 1 10.9.0.9").code == Some(0)).then_some(()));
     assert!(rig.daemon("acme").log().contains("the uplink is there again"));
     outside.pings("fd09::1", "");
