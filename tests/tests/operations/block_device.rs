@@ -9,15 +9,15 @@ use tests::skip::{installed, skip};
 
 use xenstore::Store;
 
-use super::rig::Rig;
+use super::rig::{Nbd, Rig};
 
 /// A loop device over a file, given back when it is dropped.
 struct Loop(PathBuf);
 
 impl Loop {
-    fn new(file: &Path, sector_size: u32) -> Option<Loop> {
+    fn new(file: &Path, more: &[&str]) -> Option<Loop> {
         let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show", "--direct-io=on", "--sector-size", &sector_size.to_string()]);
+        losetup.args(["--find", "--show", "--direct-io=on"]).args(more);
         let output = losetup.arg(file).output().ok().filter(|output| output.status.success())?;
         Some(Loop(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim())))
     }
@@ -46,7 +46,7 @@ fn guests_use_512_byte_sectors_on_a_4kn_drive_and_give_space_back() {
     }
     let mut rig = Rig::new();
     let file = rig.image("backing.img", 8);
-    let Some(device) = Loop::new(&file, 4096) else {
+    let Some(device) = Loop::new(&file, &["--sector-size", "4096"]) else {
         return skip("block-device", "a loop device needs root and the loop module");
     };
     rig.serve(
@@ -80,4 +80,39 @@ fn guests_use_512_byte_sectors_on_a_4kn_drive_and_give_space_back() {
         rig.run("detach", &["g1", "xvda"]).fine();
         rig.take("g1").stop();
     }
+}
+
+/// One that is served stays what it is, and what it is called, while those around it come and go; also for the kernel.
+#[test]
+fn partitions_come_and_go_beside_one_in_use() {
+    let mut rig = Rig::new();
+    let file = rig.image("disk.img", 64);
+    let Some(device) = Loop::new(&file, &["--partscan"]) else {
+        return skip("partitions", "a loop device needs root and the loop module");
+    };
+    rig.serve("acme", &format!("[[volume]]\nname = \"ssd\"\ndisk = \"{}\"\n", device.0.display()));
+    for name in ["first", "used", "last"] {
+        rig.run("volume", &["create", &format!("acme:{name}"), "8MiB"]).fine();
+    }
+    rig.guest("g1");
+    rig.run("attach", &["g1", "acme:used"]).fine();
+    let mut disk = Nbd::open(&rig.nbd("g1"), "xvda").unwrap();
+    assert_eq!(disk.write(0, &[7; 4096]).unwrap(), 0);
+    rig.run("volume", &["rm", "acme:first"]).fine();
+    rig.run("volume", &["rm", "acme:last"]).fine();
+    rig.run("volume", &["create", "acme:new", "4MiB"]).fine();
+    assert!(rig.run("volume", &["rm", "acme:used"]).refused(5).contains("in use by xvda"));
+    assert_eq!(disk.read(0, 4096).unwrap(), Ok(vec![7; 4096]));
+    drop(disk);
+    rig.run("detach", &["g1", "xvda"]).fine();
+    // Whoever opens it next finds the same.
+    rig.run("attach", &["g1", "acme:used"]).fine();
+    assert_eq!(Nbd::open(&rig.nbd("g1"), "xvda").unwrap().read(0, 4096).unwrap(), Ok(vec![7; 4096]));
+    rig.run("detach", &["g1", "xvda"]).fine();
+    for name in ["used", "new"] {
+        rig.run("volume", &["rm", &format!("acme:{name}")]).fine();
+    }
+    let listing = rig.run("volume", &["ls", "acme"]);
+    assert!(!listing.fine().contains("ssd"), "{}", listing.fine());
+    rig.take("acme").stop();
 }

@@ -4,6 +4,7 @@
 
 pub mod directory;
 pub mod partitions;
+mod table;
 
 use std::collections::HashSet;
 

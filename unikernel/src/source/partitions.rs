@@ -1,7 +1,7 @@
 //! Labelled partitions of a disk with a GPT.
 //!
-//! The table is read and written by the crate `gpt`, which checks checksums and bounds; the kernel is told of each
-//! change by itself (`BLKPG`), so that the other partitions may be in use.
+//! The table is read by the crate `gpt`, which checks checksums and bounds; the kernel is told of each change by itself
+//! (`BLKPG`), so that the other partitions may be in use. A partition keeps its number, by which the kernel knows it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -17,7 +17,7 @@ use grant::blockdev::{self, PartitionRange};
 use rustix::fs::{FlockOperation, OFlags, flock, ioctl_blksszget, major, minor};
 use rustix::io::Errno;
 
-use super::{Change, Found, Refusal, would_shrink};
+use super::{Change, Found, Refusal, table, would_shrink};
 
 /// Partitions start, and sizes are rounded up, to this many bytes.
 const ALIGNMENT: u64 = 1 << 20;
@@ -98,9 +98,10 @@ impl<'a> Disk<'a> {
         let made = ProtectiveMBR::with_lb_size(blocks).overwrite_lba0(&mut copy);
         made.map_err(|error| failed(path, &error))?;
         let config = GptConfig::new().writable(true).logical_block_size(block_size(path, block)?);
-        let mut table = config.create_from_device(copy, None).map_err(|error| failed(path, &error))?;
-        table.write_inplace().map_err(|error| failed(path, &error))?;
-        Ok(Disk { path, file, block, device, table })
+        let table = config.create_from_device(copy, None).map_err(|error| failed(path, &error))?;
+        let disk = Disk { path, file, block, device, table };
+        disk.write()?;
+        Ok(disk)
     }
 
     /// The one partition with this label.
@@ -252,9 +253,9 @@ impl<'a> Disk<'a> {
         })
     }
 
-    fn write(&mut self) -> Result<(), Refusal> {
-        self.table.write_inplace().map_err(|error| failed(self.path, &error))?;
-        self.file.sync_all().map_err(|error| failed(self.path, &error))
+    fn write(&self) -> Result<(), Refusal> {
+        let block = block_size(self.path, self.block)?;
+        table::write(&self.file, &self.table, block).map_err(|error| failed(self.path, &error))
     }
 }
 

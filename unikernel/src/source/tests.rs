@@ -144,11 +144,66 @@ fn partitions_of_a_disk_image() {
     assert_eq!(config.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["log"]);
     // Its place is used again, and the table is one for others.
     assert_eq!(apply(&mut config, "web", create(5 << 20)).unwrap(), 5 << 20);
-    let table = gpt::GptConfig::new().only_valid_headers(true).open(&path).unwrap();
+    let table = table_of(&path);
     let web = table.partitions().values().find(|partition| partition.name == "web").unwrap();
     assert_eq!(web.first_lba, 2048);
     let refusal = partitions::node(&path, "web").unwrap_err();
     assert!(refusal.to_string().contains("only partitions of block devices"), "{refusal}");
+}
+
+fn table_of(path: &Path) -> gpt::GptDisk<File> {
+    gpt::GptConfig::new().only_valid_headers(true).open(path).unwrap()
+}
+
+/// The kernel goes on calling a partition what it has called it, whatever becomes of those before it.
+#[test]
+fn a_partition_keeps_its_number_for_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(64 << 20).unwrap();
+    let mut config = config(&format!("[[volume]]\nname='ssd'\ndisk='{}'\n", path.display()));
+    let numbers = || -> Vec<(u32, String)> {
+        table_of(&path).partitions().iter().map(|(number, it)| (*number, it.name.clone())).collect()
+    };
+    let named = |names: &[(u32, &str)]| -> Vec<_> { names.iter().map(|(n, name)| (*n, String::from(*name))).collect() };
+    for name in ["a", "b", "c", "d"] {
+        apply(&mut config, name, create(1 << 20)).unwrap();
+    }
+    apply(&mut config, "a", Change::Remove).unwrap();
+    apply(&mut config, "c", Change::Remove).unwrap();
+    assert_eq!(numbers(), named(&[(2, "b"), (4, "d")]));
+    apply(&mut config, "d", Change::Resize { bytes: 2 << 20, shrink: false }).unwrap();
+    assert_eq!(numbers(), named(&[(2, "b"), (4, "d")]));
+    apply(&mut config, "e", create(1 << 20)).unwrap();
+    assert_eq!(numbers(), named(&[(1, "e"), (2, "b"), (4, "d")]));
+    for name in ["b", "d", "e"] {
+        apply(&mut config, name, Change::Remove).unwrap();
+    }
+    assert_eq!(numbers(), []);
+}
+
+/// Whichever copy of the table is lost, the other one has everything.
+#[test]
+fn either_copy_of_the_table_is_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(8 << 20).unwrap();
+    let mut config = config(&format!("[[volume]]\nname='ssd'\ndisk='{}'\n", path.display()));
+    for name in ["a", "b", "c"] {
+        apply(&mut config, name, create(1 << 20)).unwrap();
+    }
+    apply(&mut config, "b", Change::Remove).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    for lost in [512..34 * 512, good.len() - 33 * 512..good.len()] {
+        let mut bytes = good.clone();
+        bytes[lost].fill(0xff);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(refresh(&mut config).is_empty());
+        assert_eq!(config.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+        // The next change brings the other one back.
+        apply(&mut config, "d", create(1 << 20)).unwrap();
+        assert_eq!(table_of(&path).partitions().keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+    }
 }
 
 #[test]

@@ -1,0 +1,40 @@
+//! Writing a GPT (UEFI 2.10, 5.3). The crate `gpt` would close the gaps between its partitions, and so give them other
+//! numbers than the kernel has for them; and it would change both copies at once.
+
+use std::fs::File;
+use std::io::{self, Cursor, Seek, SeekFrom, Write};
+
+use gpt::disk::LogicalBlockSize;
+use gpt::header::{Header, HeaderBuilder};
+use gpt::{GptDisk, GptError};
+
+/// Writes the table: every partition to the entry of its number. The copy at the disk's end is whole before the one at
+/// its beginning is touched, so that one of them can be read whenever it stops.
+pub(super) fn write(file: &File, table: &GptDisk<File>, block: LogicalBlockSize) -> Result<(), GptError> {
+    let mut device = file;
+    let of = |primary| HeaderBuilder::from_header(table.header()).primary(primary).build(block);
+    let (mut primary, mut backup) = (of(true)?, of(false)?);
+    let entries = entries(table, &primary, block)?;
+    let mut put = |header: &Header| -> io::Result<()> {
+        device.seek(SeekFrom::Start(header.part_start * u64::from(block)))?;
+        device.write_all(&entries)
+    };
+    put(&backup)?;
+    backup.write_backup(&mut { file }, block)?;
+    file.sync_all()?;
+    put(&primary)?;
+    primary.write_primary(&mut { file }, block)?;
+    Ok(file.sync_all()?)
+}
+
+/// The array of entries, those without a partition zero.
+fn entries(table: &GptDisk<File>, header: &Header, block: LogicalBlockSize) -> Result<Vec<u8>, GptError> {
+    let mut entries = Cursor::new(vec![0; header.num_parts as usize * header.part_size as usize]);
+    for (number, partition) in table.partitions().iter().filter(|(_, partition)| partition.is_used()) {
+        if *number > header.num_parts {
+            return Err(GptError::OverflowPartitionCount);
+        }
+        partition.write_to_device(&mut entries, u64::from(number - 1), 0, block, header.part_size)?;
+    }
+    Ok(entries.into_inner())
+}
