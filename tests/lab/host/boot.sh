@@ -16,7 +16,7 @@ TRIES=3
 # boot GROUP CPUS CASE...: boots, runs the cases, prints a line for each. Logs go to $LAB/logs/GROUP. A machine that stops in the middle, which
 # emulated ones rarely do, is said to have, keeps its logs in $LAB/logs/GROUP-stuck-N, and the cases that are left have another boot.
 boot() {
-    local group=$1 cpus=$2 log=$LAB/logs/$1 case left again
+    local group=$1 cpus=$2 log=$LAB/logs/$1 case left again table
     shift 2
     rm -rf "$log"-stuck-*
     run_machine "$group" "$cpus" "$log" "$@"
@@ -32,7 +32,9 @@ boot() {
     for case in "${left[@]}"; do
         result "$case" FAIL 0 "no result from boot $group: $(last_words "$log")"
     done
-    [ ! -e "$log/networks.txt" ] || sed 's/^/     /' "$log/networks.txt"
+    for table in networks boots; do
+        [ ! -e "$log/$table.txt" ] || sed 's/^/     /' "$log/$table.txt"
+    done
 }
 
 # without_result LOG CASE...

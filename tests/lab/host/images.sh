@@ -197,7 +197,8 @@ deb_tree() {
     [ -s "$root/tests/tutorial.sh" ]
 }
 
-# What a case wants in dom0: NAME is grub (PV GRUB and a kernel that it can load), windsor (the command itself) or deb (its Debian package).
+# What a case wants in dom0: NAME is grub (PV GRUB and a kernel that it can load), debian (a driver domain), windsor (the command itself) or deb
+# (its Debian package).
 build_tool() {
     local root=$LAB/build/images-tool-$1 file=${WINDSOR:-}
     rm -rf "$root"
@@ -205,6 +206,10 @@ build_tool() {
     if [ "$1" = grub ]; then
         cp "$LAB/root/usr/lib/grub-xen/grub-x86_64-xen.bin" "$root/images/"
         elf_kernel "$(vmlinuz_of 6.12)" 2>"$LAB/build/tool-$1.log" | xz -3 --check=crc32 >"$root/images/vmlinux.xz" && pack "$root" "$LAB/build/tool-$1.cpio"
+        return
+    fi
+    if [ "$1" = debian ]; then
+        debian_tree "$root" >"$LAB/build/tool-$1.log" 2>&1 && pack "$root" "$LAB/build/tool-$1.cpio"
         return
     fi
     if [ -z "$file" ]; then
