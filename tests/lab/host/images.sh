@@ -226,7 +226,7 @@ build_tool() {
 # own_kernel: the one of unikernel/kernel, built if it is not there yet, as the downloaded ones lie.
 own_kernel() {
     local built
-    built=$(nice "$WORKSPACE/unikernel/kernel/build" | head -n 1) || return
+    built=$("$WORKSPACE/unikernel/kernel/build" | head -n 1) || return
     ln -sfn "$(realpath "$(dirname "$built")/..")" "$LAB/kernels/own"
 }
 
