@@ -21,15 +21,14 @@ ports() {
         END { print n + 0 }'
 }
 
-# After every case: only dom0 in xl's list (no zombie), nothing of other domains in the store, no grant mapped. Except that libxl 4.17 leaves what
-# dom0's pciback had of any PV domain that turned itself off: Linux closes its PCI devices then, and libxl wants them connected to remove them.
+# After every case: only dom0 in xl's list (no zombie), nothing of other domains in the store, no grant mapped.
 nothing_left() {
     local rest
     sleep 1
     rest=$(xl list | awk 'NR > 1 && $2 != 0 { print $1 "(" $2 ")" }' | tr '\n' ' ')
     [ -z "$rest" ] || fail "domains left behind: $rest"
     rest=$(xenstore-ls -f /local/domain | grep -Ev '^/local/domain/0($|/| )' | head -3 | tr '\n' ' ')
-    rest="$rest$(xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -E '/backend/[a-z]+/[0-9]+/' | grep -v /backend/pci/ | head -3 | tr '\n' ' ')"
+    rest="$rest$(xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -E '/backend/[a-z]+/[0-9]+/' | head -3 | tr '\n' ' ')"
     rest="$rest$(xenstore-ls -f /libxl | grep -E '^/libxl/[1-9]' | head -3 | tr '\n' ' ')"
     [ -z "$rest" ] || fail "xenstore nodes left behind: $rest"
     rest=$(grants 0 0; grep -o 'grant-table for remote d[1-9][0-9]*' /run/lab/grants | tr '\n' ' ')

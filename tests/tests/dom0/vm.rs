@@ -164,6 +164,21 @@ fn a_start_that_fails_leaves_no_domain() {
 }
 
 #[test]
+fn a_stop_leaves_nothing_of_its_pci_devices() {
+    let dom0 = Dom0::new();
+    dom0.acme();
+    dom0.vm(&["start", "acme"]).fine();
+    let mut store = dom0.store();
+    // As libxl leaves it when the domain turns itself off; and another domain's.
+    let pci = |domid: u16| format!("/local/domain/0/backend/pci/{domid}");
+    for domid in [dom0.domid("acme"), 77] {
+        store.write(&format!("{}/0/state", pci(domid)), b"6").unwrap();
+    }
+    dom0.vm(&["stop", "acme"]).fine();
+    assert_eq!(store.directory("/local/domain/0/backend/pci").unwrap(), ["77"]);
+}
+
+#[test]
 fn a_forced_stop_says_whom_it_waits_for_and_ends() {
     let dom0 = Dom0::new();
     dom0.acme();
