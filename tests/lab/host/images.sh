@@ -226,8 +226,8 @@ build_tool() {
 # own_kernel: the one of unikernel/kernel, built if it is not there yet, as the downloaded ones lie.
 own_kernel() {
     local built
-    built=$("$WORKSPACE/unikernel/kernel/build" | head -n 1) || return
-    ln -sfn "$(realpath "$(dirname "$built")/..")" "$LAB/kernels/own"
+    built=$("$WORKSPACE/unikernel/kernel/build") || return
+    ln -sfn "$(realpath "$(dirname "${built%%$'\n'*}")/..")" "$LAB/kernels/own"
 }
 
 # A service VM from services/NAME.toml, by `windsor image build`.
