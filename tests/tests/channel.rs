@@ -182,6 +182,31 @@ fn logs_top_and_metrics() {
     rig.run("top", &["-d", "0"]).code.filter(|code| *code == 2).expect("usage");
 }
 
+/// What its worker has to say of a volume is among them, also when the guest provokes far more of it than anybody reads.
+#[test]
+fn logs_have_the_workers_lines() {
+    let mut rig = rig_with_images();
+    rig.guest("g1");
+    rig.run("attach", &["g1", "acme:db"]).fine();
+    let mut nbd = Nbd::open(&rig.nbd("g1"), "xvda").unwrap();
+    std::fs::File::options().write(true).open(rig.path("acme.img")).unwrap().set_len(0).unwrap();
+    for n in 0..100 {
+        assert!(nbd.read(n * 4096, 4096).unwrap().is_err(), "a volume without content was read");
+    }
+    let worker = children(rig.supervisor("acme"), "worker")[0];
+    let of_worker = || {
+        let logs = rig.run("logs", &["acme", "--json"]);
+        let lines = logs.fine().lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["text"].as_str().unwrap().contains(&format!("worker={worker}"))).collect::<Vec<_>>()
+    };
+    let lines = eventually("the worker's lines", || Some(of_worker()).filter(|lines| !lines.is_empty()));
+    assert!(
+        lines[0]["level"] == 4 && lines[0]["text"].as_str().unwrap().contains("the volume failed a request"),
+        "{lines:?}"
+    );
+    assert!(lines.len() < 30, "{}", lines.len());
+}
+
 #[test]
 fn the_daemon_hands_numbers_to_a_scraper() {
     let mut rig = Rig::new();

@@ -2,6 +2,8 @@
 //!
 //! Inside a service VM each line on the console begins with its level, `<6>` and so on, as the kernel's own log has it.
 
+pub mod voice;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -33,6 +35,12 @@ type Reload = Box<dyn Fn(EnvFilter) + Send + Sync>;
 /// Changes what the subscriber of this process lets through.
 static CHANGE: OnceLock<Reload> = OnceLock::new();
 static INIT: AtomicBool = AtomicBool::new(false);
+
+/// Takes a line and its level, if it can.
+type Relay = Box<dyn Fn(u8, &str) -> bool + Send + Sync>;
+
+/// Where the lines of this process go instead.
+static RELAY: OnceLock<Relay> = OnceLock::new();
 
 /// The one of this process.
 static KEPT: OnceLock<Mutex<Ring>> = OnceLock::new();
@@ -115,6 +123,12 @@ pub fn keep(fd: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// From now on the lines of this process, but for those that only help to debug it, go to `to`; those that it does not
+/// take to stderr, as before.
+pub fn relay(to: impl Fn(u8, &str) -> bool + Send + Sync + 'static) {
+    let _ = RELAY.set(Box::new(to));
+}
+
 /// The lines behind number `after`, as many as fit an answer, and whether there are more.
 pub fn lines(after: u64) -> (Vec<LogLine>, bool) {
     let Some(kept) = KEPT.get() else { return (Vec::new(), false) };
@@ -129,6 +143,13 @@ fn number(level: Level) -> u8 {
         Level::INFO => 6,
         _ => 7,
     }
+}
+
+/// A line without its level, which has its own place.
+fn without_level(line: &str) -> &str {
+    let words = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
+    let line = line.trim();
+    words.iter().find_map(|word| line.strip_prefix(word)).map_or(line, str::trim_start)
 }
 
 /// Where the subscriber writes.
@@ -157,6 +178,12 @@ impl<'a> MakeWriter<'a> for Lines {
 impl Write for Line {
     /// Takes a whole line.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.level <= number(Level::INFO)
+            && let Some(relay) = RELAY.get()
+            && relay(self.level, without_level(&String::from_utf8_lossy(bytes)))
+        {
+            return Ok(bytes.len());
+        }
         let mut whole = Vec::with_capacity(bytes.len() + 4);
         if self.console {
             whole.extend_from_slice(format!("<{}>", self.level).as_bytes());
@@ -193,11 +220,7 @@ impl Ring {
 
     fn append(&mut self, level: u8, text: &str) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
-        let text = text.trim_end();
-        let word = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
-        let start = text.trim_start();
-        // The level has its own place.
-        let text = word.iter().find_map(|word| start.strip_prefix(word)).map_or(start, str::trim_start);
+        let text = without_level(text);
         let most = SLOT - TEXT_AT;
         let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         let mut slot = [0; SLOT];

@@ -19,6 +19,8 @@
 //!   VifOrder::Rate, Multicast, Headroom     -->  what changes while a card is served
 //!   VifOrder::Uplink{present}               -->  another uplink, or none; fds: [uplink]
 //!                                          <--   Report (netback::device)
+//!
+//!                                          <--   of either: a line for the log
 //! ```
 //!
 //! A worker deals with a hostile guest, so the supervisor takes what it says for a stranger's: a message that is too
@@ -37,7 +39,7 @@ use crate::keeper::wire;
 use crate::world::Kind;
 
 /// Changes whenever a message does: supervisor and worker are the same binary, except while it is being replaced.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The first message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -146,6 +148,28 @@ pub enum VifOrder {
     },
 }
 
+/// What a worker sends.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Word<R> {
+    /// A line for the log.
+    Line(Line),
+    /// What has become of what it serves.
+    Report(R),
+}
+
+/// A line of a worker's log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Line {
+    /// As syslog numbers them.
+    pub level: u8,
+    /// Without an end.
+    pub text: String,
+}
+
+/// Bytes of a line that is sent.
+const LINE_BYTES: usize = 400;
+
 /// One end of a control socket.
 #[derive(Debug)]
 pub struct Channel {
@@ -174,6 +198,23 @@ impl Channel {
     /// `WouldBlock` when the other end does not read; else what the kernel says.
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         wire::send(self.socket.as_fd(), message, fds, SendFlags::DONTWAIT)
+    }
+
+    /// Sends a line of a worker's log, as much of it as fits.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub fn line(&self, level: u8, text: &str) -> io::Result<()> {
+        let text = text[..text.floor_char_boundary(LINE_BYTES)].to_owned();
+        self.send(&Line { level, text }, &[])
+    }
+
+    /// Another descriptor of this end.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn try_clone(&self) -> io::Result<Channel> {
+        Ok(Channel { socket: self.socket.try_clone()? })
     }
 
     /// Receives without waiting; `None` when the other end is gone.
@@ -222,6 +263,18 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(there);
         assert!(here.receive::<Order>().unwrap().is_none());
+    }
+
+    #[test]
+    fn lines_come_between_reports() {
+        let (here, there) = Channel::pair().unwrap();
+        let there = Channel::new(there);
+        let report = blkback::device::Report::Resized { devid: 7, sectors: u64::MAX };
+        there.line(4, &"\u{e9}".repeat(LINE_BYTES)).unwrap();
+        there.send(&report, &[]).unwrap();
+        let next = || here.receive::<Word<blkback::device::Report>>().unwrap().unwrap().0;
+        assert!(matches!(next(), Word::Line(Line { level: 4, text }) if text == "\u{e9}".repeat(LINE_BYTES / 2)));
+        assert!(matches!(next(), Word::Report(it) if it == report));
     }
 
     #[test]

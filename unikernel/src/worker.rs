@@ -9,11 +9,14 @@ mod network;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use grant::DomId;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::log;
+use crate::log::voice::{Speak, Voice};
 use crate::message::{Channel, Served, Start, VERSION};
 
 /// Serves until the supervisor hangs up.
@@ -32,6 +35,7 @@ pub fn run() -> io::Result<()> {
     if version != VERSION {
         return Err(invalid("the supervisor speaks another version"));
     }
+    speak_through(channel.try_clone()?);
     match what {
         Served::Disks { guest, threads, poll_us } => {
             let guest = DomId(guest);
@@ -41,6 +45,17 @@ pub fn run() -> io::Result<()> {
         }
         Served::Network { uplink } => network::run(&channel, world, uplink, fds),
     }
+}
+
+/// What this process logs, and what it dies of, is said by the supervisor. The socket has reports to carry: it gets no more
+/// lines than the supervisor would write.
+fn speak_through(channel: Channel) {
+    let voice = Mutex::new(Voice::default());
+    log::relay(move |level, text| {
+        let speak = voice.lock().unwrap_or_else(PoisonError::into_inner).may_speak(Instant::now());
+        speak != Speak::No && channel.line(level, text).is_ok()
+    });
+    std::panic::set_hook(Box::new(|what| tracing::error!("{what}")));
 }
 
 /// Waits for the first message.

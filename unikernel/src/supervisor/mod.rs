@@ -45,6 +45,7 @@ use crate::channel::server::Server;
 use crate::config::{Config, DataPath};
 use crate::init;
 use crate::keeper::Keeper;
+use crate::log::voice::Voice;
 use crate::metrics::serve::Listen;
 use crate::publish::{self, DeviceNode};
 use crate::settings::Settings;
@@ -57,7 +58,6 @@ use linger::Linger;
 use nodes::Name;
 use steps::survivable;
 use vifs::Vifs;
-use voice::Voice;
 use worker::Retired;
 
 /// Most devices of one VM.

@@ -1,9 +1,10 @@
 //! Log lines that a guest can cause, bounded per guest: nobody fills a log by flapping.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Supervisor;
 use super::nodes::Name;
+use crate::log::voice::Speak;
 
 impl Supervisor {
     /// A warning that a guest may have caused: bounded per guest.
@@ -29,36 +30,6 @@ impl Supervisor {
             Speak::Yes => log(""),
             Speak::Last => log(" (more of this guest's lines are dropped for a minute)"),
             Speak::No => {}
-        }
-    }
-}
-
-/// How often a guest was written about lately.
-#[derive(Debug, Default)]
-pub(super) struct Voice {
-    since: Option<Instant>,
-    lines: u32,
-}
-
-enum Speak {
-    Yes,
-    Last,
-    No,
-}
-
-impl Voice {
-    /// Lines a minute.
-    const LINES: u32 = 30;
-
-    fn may_speak(&mut self, now: Instant) -> Speak {
-        if self.since.is_none_or(|since| now.duration_since(since) > Duration::from_secs(60)) {
-            *self = Voice { since: Some(now), lines: 0 };
-        }
-        self.lines = self.lines.saturating_add(1);
-        match self.lines {
-            lines if lines < Voice::LINES => Speak::Yes,
-            Voice::LINES => Speak::Last,
-            _ => Speak::No,
         }
     }
 }

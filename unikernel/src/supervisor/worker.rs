@@ -17,10 +17,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::process::{Ended, Process};
-use crate::message::{Channel, Start};
+use crate::log::voice::{Speak, Voice};
+use crate::message::{Channel, Line, Start, Word};
 
 /// How long a dead worker's I/O may take before its disks are held.
 pub const FENCE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Lines that are read one after the other: more than a socket holds of one that counts them as it should.
+const LINES_AT_ONCE: usize = 4096;
 
 /// Where a worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,7 @@ pub struct Worker {
     pub life: Life,
     /// Why it is dead.
     pub reason: String,
+    voice: Voice,
 }
 
 /// Both ends of a fence: the one to watch, and the one to give away.
@@ -78,7 +83,15 @@ impl Worker {
     }
 
     fn taken_over(process: Process, channel: Channel, fences: Vec<OwnedFd>) -> Worker {
-        Worker { channel, fences, process, ended: false, life: Life::Running, reason: String::new() }
+        Worker {
+            channel,
+            fences,
+            process,
+            ended: false,
+            life: Life::Running,
+            reason: String::new(),
+            voice: Voice::default(),
+        }
     }
 
     /// One that a supervisor before us kept: socket, process, fences, as from [`Worker::handles`].
@@ -114,14 +127,34 @@ impl Worker {
         if self.life != Life::Running {
             return None;
         }
-        match self.channel.receive::<R>() {
-            Ok(Some((report, fds))) if fds.is_empty() => return Some(report),
-            Ok(Some(_)) => self.kill("it sent a descriptor"),
-            Ok(None) => self.kill(""),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => self.kill(&format!("it sent nonsense ({error})")),
+        for _ in 0..LINES_AT_ONCE {
+            match self.channel.receive::<Word<R>>() {
+                Ok(Some((_, fds))) if !fds.is_empty() => self.kill("it sent a descriptor"),
+                Ok(Some((Word::Report(report), _))) => return Some(report),
+                Ok(Some((Word::Line(line), _))) => {
+                    if self.voice.may_speak(Instant::now()) != Speak::No {
+                        self.quote(&line);
+                    }
+                    continue;
+                }
+                Ok(None) => self.kill(""),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => self.kill(&format!("it sent nonsense ({error})")),
+            }
+            return None;
         }
+        self.kill("it does not stop talking");
         None
+    }
+
+    /// Logs what the worker says. It is a stranger's: one line, and never as if it were our own.
+    fn quote(&self, line: &Line) {
+        let (worker, text) = (self.pid(), line.text.replace(char::is_control, " "));
+        match line.level {
+            ..=3 => tracing::error!(worker, "{text}"),
+            4 => tracing::warn!(worker, "{text}"),
+            _ => tracing::info!(worker, "{text}"),
+        }
     }
 
     /// Ends the worker, if it has not ended by itself, and keeps the reason. Does not wait: a process ends when its
