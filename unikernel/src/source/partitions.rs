@@ -80,6 +80,9 @@ impl<'a> Disk<'a> {
     /// Opens a disk and reads its table; none when it is blank.
     fn open(path: &'a Path, writable: bool) -> Result<Option<Disk<'a>>, Refusal> {
         let (mut file, device, block) = open(path, writable)?;
+        if !table::is_usual(&file, block).map_err(|error| failed(path, &error))? {
+            return Err(failed(path, &"its GPT has entries of a size, or as many, as no tool makes"));
+        }
         let config = GptConfig::new().writable(writable).logical_block_size(block_size(path, block)?);
         let copy = file.try_clone().map_err(|error| failed(path, &error))?;
         match config.open_from_device(copy) {

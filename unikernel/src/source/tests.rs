@@ -223,6 +223,28 @@ fn a_disk_that_holds_something_else_is_left_alone() {
     }
 }
 
+/// Its checksums are right.
+#[test]
+fn a_table_with_entries_of_another_size_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(8 << 20).unwrap();
+    let mut config = config(&format!("[[volume]]\nname='ssd'\ndisk='{}'\n", path.display()));
+    apply(&mut config, "db", create(1 << 20)).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let forge: [fn(&mut gpt::header::Header); 3] =
+        [|header| header.part_size = 256, |header| header.part_size = 0, |header| header.num_parts = 1025];
+    for change in forge {
+        std::fs::write(&path, &good).unwrap();
+        let mut header = table_of(&path).primary_header().unwrap().clone();
+        change(&mut header);
+        let mut file = File::options().read(true).write(true).open(&path).unwrap();
+        header.write_primary(&mut file, gpt::disk::LogicalBlockSize::Lb512).unwrap();
+        assert!(refresh(&mut config)[0].contains("no tool makes"));
+        assert!(config.volumes.is_empty());
+    }
+}
+
 #[test]
 fn a_broken_table_is_an_error_and_no_more() {
     let dir = tempfile::tempdir().unwrap();
