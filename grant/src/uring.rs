@@ -399,20 +399,28 @@ impl Uring {
         }
     }
 
-    /// Submits without waiting and lets the kernel process what has ended.
+    /// Submits without waiting and lets the kernel process what has ended; at most one system call.
     pub fn submit_and_peek(&mut self) {
-        if self.ring.submission().taskrun() || self.ring.submission().cq_overflow() {
-            self.submit();
-            self.enters += 1;
-            // SAFETY: no signal mask and no argument are passed; GETEVENTS with 0 events only runs completions.
-            let result = unsafe {
-                self.ring.submitter().enter::<libc::sigset_t>(0, 0, io_uring::EnterFlags::GETEVENTS.bits(), None)
-            };
-            if let Err(error) = result {
-                self.refused(error);
-            }
-        } else {
-            self.submit();
+        if !self.ring.submission().taskrun() && !self.ring.submission().cq_overflow() {
+            return self.submit();
+        }
+        let put = self.staged.len();
+        if put > 0 {
+            self.put_staged();
+        }
+        self.enters += 1;
+        // SAFETY: no signal mask and no argument are passed. What is submitted was put by `put_staged`; GETEVENTS with 0
+        // events only runs completions.
+        let result = unsafe {
+            let flags = io_uring::EnterFlags::GETEVENTS.bits();
+            self.ring.submitter().enter::<libc::sigset_t>(put as u32, 0, flags, None)
+        };
+        if let Err(error) = result {
+            self.refused(error);
+        }
+        if put > 0 {
+            // A partial submission is finished before the vectors are used again.
+            self.enter();
         }
     }
 
