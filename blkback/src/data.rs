@@ -7,6 +7,7 @@
 //! [`Data::release`]. Everything is batched: one map call and one copy call for many requests.
 
 mod at_once;
+mod one;
 mod spare;
 
 use std::io;
@@ -23,6 +24,7 @@ use crate::config::Transient;
 use crate::proto::{BlkifRequestSegment, SEGMENTS_PER_PAGE};
 use crate::request::Segment;
 use crate::transient::{Chooser, Method};
+pub use one::One;
 use spare::Spare;
 
 /// What a queue's data path is made of.

@@ -3,6 +3,7 @@
 
 mod account;
 mod intake;
+mod plain;
 
 use std::collections::VecDeque;
 
@@ -13,6 +14,7 @@ use grant::meter::Block;
 use grant::reactor::{Channel, Core, Queue, Turn};
 use grant::ring::BackRing;
 use grant::uring::{Completion, Direction, FileSlot, MemoryId, Operation as RingOperation, Outcome, Owner, Transfer};
+use plain::Quick;
 
 use crate::data::{Around, Data};
 use crate::disk::{Disk, Ended, Erased, Io, Job};
@@ -109,6 +111,8 @@ pub struct BlkQueue {
     sectors: u64,
     unit: u32,
     slots: Vec<Slot>,
+    /// The same for requests on the shortest way.
+    quick: Vec<Quick>,
     free: Vec<u16>,
     /// Taken in this turn.
     batch: Vec<u16>,
@@ -119,6 +123,8 @@ pub struct BlkQueue {
     /// With the disk.
     running: usize,
     ended: Vec<u16>,
+    /// Ended well on the shortest way.
+    done: Vec<u16>,
     draining: bool,
 }
 
@@ -131,12 +137,14 @@ impl BlkQueue {
             sectors: parts.disk.limits().sectors,
             unit: parts.disk.limits().unit,
             slots: vec![Slot::new(0); entries],
+            quick: vec![Quick::NONE; entries],
             free: (0..entries as u16).rev().collect(),
             batch: Vec::with_capacity(BATCH.max(entries)),
             stalled: VecDeque::with_capacity(entries),
             retry: false,
             running: 0,
             ended: Vec::with_capacity(entries),
+            done: Vec::with_capacity(entries),
             draining: false,
             parts,
         }
@@ -237,8 +245,7 @@ impl BlkQueue {
     }
 
     /// Takes a request all the way from its private copy to the disk's `file`, if it is a plain one and all its pages are
-    /// mapped: what most requests are. False leaves it to the longer way, with nothing held.
-    #[inline(always)]
+    /// mapped. False leaves it to the longer way, with nothing held.
     fn start_at_once(&mut self, slot: u16, file: FileSlot, now: u64, core: &mut Core) -> bool {
         let Parts { data, journal, memory, limits, .. } = &mut self.parts;
         let copy = journal.copied(slot);
@@ -248,8 +255,8 @@ impl BlkQueue {
         let Some(len) = located else { return false };
         let write = operation == Operation::Write;
         let range = byte_range(sector, len, self.sectors);
-        let placed = range.and_then(|range| Some((range, data.prepare_at_once(slot, len, write, &mut core.ring)?)));
-        let Some(((at, len), piece)) = placed else {
+        let placed = range.filter(|_| data.prepare_at_once(slot, len, write, &mut core.ring));
+        let Some((at, len)) = placed else {
             data.forget(slot, &mut core.ring);
             return false;
         };
@@ -257,11 +264,8 @@ impl BlkQueue {
         self.slots[usize::from(slot)] = Slot { id, response_op, job, started: true, pending: 1, ..Slot::new(now) };
         self.running += 1;
         journal.set_state(slot, SlotState::Submitted);
-        let (owner, direction) = (Owner { memory: *memory, slot }, direction(operation));
-        if !piece.is_some_and(|piece| core.ring.transfer_whole(owner, direction, file, at, piece)) {
-            let transfer = Transfer { direction, file, at, start: 0, len };
-            core.ring.transfer(owner, transfer, data.spans(slot), u32::MAX);
-        }
+        let transfer = Transfer { direction: direction(operation), file, at, start: 0, len };
+        core.ring.transfer(Owner { memory: *memory, slot }, transfer, data.spans(slot), u32::MAX);
         true
     }
 
@@ -332,16 +336,6 @@ impl BlkQueue {
             }
         };
         self.advance(slot, ended, core);
-    }
-
-    /// The one transfer of a request has failed, or is to be continued.
-    #[cold]
-    fn came_short(&mut self, slot: u16, result: i32, core: &mut Core) {
-        let Job { operation, at, len, .. } = self.slots[usize::from(slot)].job;
-        let Some(file) = self.parts.disk.direct() else { return };
-        let transfer = Transfer { direction: direction(operation), file, at, start: 0, len };
-        let owner = Owner { memory: self.parts.memory, slot };
-        self.ended_otherwise(Completion { owner, operation: RingOperation::Transfer(transfer), result }, core);
     }
 
     /// Something that a request asked for has ended.
@@ -423,9 +417,32 @@ impl BlkQueue {
     /// Answers what has ended: data first, then all responses, one publish, at most one notify.
     fn answer(&mut self, core: &mut Core) {
         if self.parts.data.copies() {
+            self.copy_out_plain(core);
             self.copy_out(core);
         }
         let (now, mut tally) = (core.read_clock(), Tally::default());
+        self.answer_plain(now, &mut tally, core);
+        if !self.ended.is_empty() {
+            self.answer_others(now, &mut tally, core);
+        }
+        tally.record(now, &self.parts.meter);
+        self.account_tally(&tally);
+        let notify = self.parts.ring.publish();
+        self.parts.journal.set_published(self.parts.ring.rsp_prod());
+        free_all(&mut self.done, &mut self.free, &self.parts.journal);
+        if !self.ended.is_empty() {
+            free_all(&mut self.ended, &mut self.free, &self.parts.journal);
+        }
+        self.count(Counter::Publishes, 1);
+        if notify {
+            core.notify(self.parts.channel);
+            self.count(Counter::NotifiedOut, 1);
+        }
+        self.account_copies();
+    }
+
+    /// Answers those that came the longer ways; the frontend does not see it yet.
+    fn answer_others(&mut self, now: u64, tally: &mut Tally, core: &mut Core) {
         let len = self.parts.limits.abi.response_len();
         let Parts { data, journal, ring, meter, pass, .. } = &mut self.parts;
         for &slot in &self.ended {
@@ -442,20 +459,6 @@ impl BlkQueue {
             data.release(slot, &mut core.ring);
             tally.add(state, now, meter);
         }
-        tally.record(meter);
-        self.account_tally(&tally);
-        let notify = self.parts.ring.publish();
-        self.parts.journal.set_published(self.parts.ring.rsp_prod());
-        for &slot in &self.ended {
-            self.parts.journal.set_state(slot, SlotState::Free);
-        }
-        self.free.append(&mut self.ended);
-        self.count(Counter::Publishes, 1);
-        if notify {
-            core.notify(self.parts.channel);
-            self.count(Counter::NotifiedOut, 1);
-        }
-        self.account_copies();
     }
 }
 
@@ -510,18 +513,16 @@ impl Queue for BlkQueue {
     }
 
     #[inline(always)]
-    fn transferred(&mut self, slot: u16, result: i32, core: &mut Core) {
-        let state = &mut self.slots[usize::from(slot)];
-        if result == state.job.len as i32 {
-            // Nothing else of it was in flight: see `start_at_once`.
-            (state.pending, state.finished) = (0, true);
-            return self.ended.push(slot);
-        }
-        self.came_short(slot, result, core);
+    fn transferred(&mut self, slot: u16, result: i32) -> bool {
+        self.ended_plain(slot, result)
+    }
+
+    fn came_short(&mut self, slot: u16, result: i32, core: &mut Core) {
+        self.lengthen(slot, result, core);
     }
 
     fn settle(&mut self, core: &mut Core) {
-        if self.ended.is_empty() {
+        if self.ended.is_empty() && self.done.is_empty() {
             return;
         }
         self.answer(core);
@@ -578,6 +579,15 @@ impl Queue for BlkQueue {
     fn wants_tick(&self) -> bool {
         self.parts.hold.is_holding() || self.parts.disk.wants_tick()
     }
+}
+
+/// Slots whose responses are visible may be taken again.
+#[inline(always)]
+fn free_all(ended: &mut Vec<u16>, free: &mut Vec<u16>, journal: &Journal) {
+    for &slot in &*ended {
+        journal.set_state(slot, SlotState::Free);
+    }
+    free.append(ended);
 }
 
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();

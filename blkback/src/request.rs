@@ -207,7 +207,14 @@ impl Plain {
     /// Words of the slot before the first segment, each of which is one word.
     pub const SEGMENTS_AT: usize = 3;
 
-    /// Takes the private copy of a 64-bit guest's slot apart, of which `word` gives word n, without its segments. `None` for whatever is not that plain: [`Request::parse`] knows what it is, or what is wrong with it.
+    /// What a response needs of the private copy of such a request: operation and id.
+    #[inline(always)]
+    pub fn head(word: impl Fn(usize) -> u64) -> (u8, u64) {
+        (word(0) as u8, word(1))
+    }
+
+    /// Takes the private copy of a 64-bit guest's slot apart, of which `word` gives word n, without its segments. `None`
+    /// for whatever is not that plain: [`Request::parse`] knows what it is, or what is wrong with it.
     #[inline(always)]
     pub fn parse(word: impl Fn(usize) -> u64, limits: &Limits) -> Option<Plain> {
         let head = word(0);

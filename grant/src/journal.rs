@@ -178,7 +178,7 @@ impl Journal {
     }
 
     /// Takes the ring's next request into a slot and marks it taken.
-    #[inline]
+    #[inline(always)]
     pub fn take(&self, slot: u16, ring: &mut BackRing) -> Copied<'_> {
         ring.take_to(&self.slots, usize::from(slot), REQUEST_AT);
         self.set_state(slot, SlotState::Taken);
@@ -187,7 +187,7 @@ impl Journal {
     }
 
     /// The private copy of a request, to be read word by word.
-    #[inline]
+    #[inline(always)]
     pub fn copied(&self, slot: u16) -> Copied<'_> {
         Copied(self.slots.record(usize::from(slot)))
     }
@@ -200,13 +200,13 @@ impl Journal {
     }
 
     /// Notes how far a request has come.
-    #[inline]
+    #[inline(always)]
     pub fn set_state(&self, slot: u16, state: SlotState) {
         self.slots.store(usize::from(slot), 0, state as u64);
     }
 
     /// Notes that a request has ended: its status, and the index its response will have.
-    #[inline]
+    #[inline(always)]
     pub fn set_done(&self, slot: u16, status: i16, response: u32) {
         let (status, index) = (u64::from(status as u16), u64::from(response));
         // One word, so that nobody finds one without the others.

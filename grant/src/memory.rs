@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
+use std::ptr::NonNull;
 use std::rc::Rc;
 
 use zerocopy::FromZeros;
@@ -241,6 +242,16 @@ impl Memory {
         self.number
     }
 
+    /// The same for so many.
+    pub(crate) fn started_many(&mut self, count: u32) {
+        self.newest += count;
+    }
+
+    /// The lower half of what [`Memory::started`] returns until something is given up.
+    pub(crate) fn generation(&self) -> u32 {
+        self.number as u32
+    }
+
     /// An operation has ended. True when that lets [`Memory::collect`] free something.
     #[inline]
     pub(crate) fn ended(&mut self, generation: u64) -> bool {
@@ -253,10 +264,15 @@ impl Memory {
         self.older[at] == 0 && at == 0
     }
 
-    /// The generation of an operation in flight by its lower half: the last one that ends so.
-    #[inline]
-    pub(crate) fn generation(&self, lower: u32) -> u64 {
-        self.number - u64::from((self.number as u32).wrapping_sub(lower))
+    /// The same by the lower half of the generation: the last one that ends so is meant.
+    #[inline(always)]
+    pub(crate) fn ended_of(&mut self, lower: u32) -> bool {
+        let before = (self.number as u32).wrapping_sub(lower);
+        if before == 0 {
+            self.newest -= 1;
+            return false;
+        }
+        self.ended(self.number - u64::from(before))
     }
 
     /// Number of the first generation of `older`.
@@ -289,6 +305,16 @@ impl Memory {
         self.regions.get(usize::from(region.0))?.as_ref().map(|region| &region.pages)
     }
 
+    /// Where a piece of a fixed buffer is, and which buffer; `None` when its region is not one.
+    ///
+    /// # Panics
+    /// When it is outside of its region: places are ours, never a peer's.
+    #[inline(always)]
+    pub(crate) fn fixed(&self, piece: Span) -> Option<(NonNull<u8>, u16)> {
+        let (pages, buffer) = self.place(piece.region)?;
+        Some((pages.address(piece.offset as usize, piece.len as usize).expect("inside of the region"), buffer?))
+    }
+
     /// The pages of a region and the fixed buffer that they are, if they are one.
     #[inline]
     pub(crate) fn place(&self, region: RegionId) -> Option<(&Pages, Option<u16>)> {
@@ -314,6 +340,16 @@ impl Memory {
     pub fn copy(&self, to: (RegionId, usize), from: (RegionId, usize), len: usize) {
         let (target, source) = (self.pages(to.0).expect("a live region"), self.pages(from.0).expect("a live region"));
         target.copy_from(to.1, source, from.1, len);
+    }
+
+    /// Copies what `from` is to where `to` is, which is as long.
+    ///
+    /// # Panics
+    /// As [`Memory::copy`].
+    #[inline(always)]
+    pub fn copy_span(&self, to: Span, from: Span) {
+        debug_assert_eq!(to.len, from.len);
+        self.copy((to.region, to.offset as usize), (from.region, from.offset as usize), from.len as usize);
     }
 
     /// The regions that are not given up.

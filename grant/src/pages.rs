@@ -68,7 +68,7 @@ impl SharedMemory {
     /// Rust reference, and stays mapped until `release` is called.
     pub unsafe fn new(address: NonNull<u8>, len: usize, access: Access, release: Box<dyn Release>) -> SharedMemory {
         let mapping = Mapping { address, len, writable: access == Access::ReadWrite, release: Some(release) };
-        SharedMemory { pages: Pages { mapping: Arc::new(mapping), offset: 0, len } }
+        SharedMemory { pages: Pages { mapping: Arc::new(mapping), first: address, len } }
     }
 
     /// A view of the whole memory; it keeps the memory mapped as long as it lives.
@@ -102,9 +102,15 @@ impl SharedMemory {
 #[derive(Clone)]
 pub struct Pages {
     mapping: Arc<Mapping>,
-    offset: usize,
+    /// Inside of the mapping, as are the `len` bytes from it.
+    first: NonNull<u8>,
     len: usize,
 }
+
+// SAFETY: as for `Mapping`, which it keeps alive.
+unsafe impl Send for Pages {}
+// SAFETY: as for `Mapping`.
+unsafe impl Sync for Pages {}
 
 impl std::fmt::Debug for Pages {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -125,8 +131,8 @@ impl Pages {
 
     /// `len` bytes from `offset`, as a view of their own.
     pub fn slice(&self, offset: usize, len: usize) -> Option<Pages> {
-        let end = offset.checked_add(len)?;
-        (end <= self.len).then(|| Pages { mapping: Arc::clone(&self.mapping), offset: self.offset + offset, len })
+        let first = self.address(offset, len)?;
+        Some(Pages { mapping: Arc::clone(&self.mapping), first, len })
     }
 
     /// Page `index` as a view of its own.
@@ -142,7 +148,7 @@ impl Pages {
             return None;
         }
         // SAFETY: offset + len is inside the view, and the view is inside the mapping.
-        Some(unsafe { self.mapping.address.add(self.offset + offset) })
+        Some(unsafe { self.first.add(offset) })
     }
 
     #[inline]

@@ -25,6 +25,9 @@ pub struct Place {
 pub struct MaybePlace(u32);
 
 impl MaybePlace {
+    /// None.
+    pub const NONE: MaybePlace = MaybePlace(0);
+
     /// The place.
     #[inline]
     pub fn get(self) -> Option<Place> {
@@ -49,7 +52,7 @@ struct Entry {
 }
 
 impl Entry {
-    const EMPTY: Entry = Entry { gref: GrantRef(0), place: MaybePlace(0) };
+    const EMPTY: Entry = Entry { gref: GrantRef(0), place: MaybePlace::NONE };
     /// Somebody was here: a search goes on.
     const GONE: Entry = Entry { gref: GrantRef(0), place: MaybePlace(u32::MAX) };
 
@@ -60,7 +63,8 @@ impl Entry {
 
     #[inline]
     fn is_full(self) -> bool {
-        !self.is_empty() && self.place.0 != u32::MAX
+        // Neither of the two ends: one comparison for both.
+        self.place.0.wrapping_sub(1) < u32::MAX - 1
     }
 
     #[inline]
@@ -115,29 +119,38 @@ impl PersistentTable {
     }
 
     /// The same if its slab is mapped, and as what.
-    #[inline]
-    pub fn hold_mapped(&mut self, gref: GrantRef) -> Option<(Place, RegionId)> {
-        let place = self.find(gref)?;
+    #[inline(always)]
+    pub fn hold_mapped(&mut self, gref: GrantRef) -> Option<(MaybePlace, Place, RegionId)> {
+        let entry = self.entry(gref)?;
+        let place = entry.place.get()?;
         let slab = &mut self.slabs[usize::from(place.slab)];
         let region = slab.region?;
         slab.holds += 1;
         slab.used = true;
-        Some((place, region))
+        Some((entry.place, place, region))
     }
 
-    #[inline]
     fn find(&self, gref: GrantRef) -> Option<Place> {
-        let mut at = self.start(gref);
-        loop {
-            let entry = self.entries[at];
-            if entry.is(gref) {
-                return entry.place.get();
-            }
-            if entry.is_empty() {
-                return None;
-            }
+        self.entry(gref)?.place.get()
+    }
+
+    #[inline(always)]
+    fn entry(&self, gref: GrantRef) -> Option<Entry> {
+        let at = self.start(gref);
+        let entry = self.entries[at];
+        // Most are found where they would be first.
+        if entry.is(gref) { Some(entry) } else { self.entry_after(at, gref) }
+    }
+
+    #[inline(never)]
+    fn entry_after(&self, mut at: usize, gref: GrantRef) -> Option<Entry> {
+        while !self.entries[at].is_empty() {
             at = (at + 1) & (self.entries.len() - 1);
+            if self.entries[at].is(gref) {
+                return Some(self.entries[at]);
+            }
         }
+        None
     }
 
     /// Drops a hold.
@@ -240,7 +253,7 @@ impl PersistentTable {
     #[inline]
     fn start(&self, gref: GrantRef) -> usize {
         // Fibonacci hashing: references are dense small numbers, and neighbours must not form one long run.
-        (gref.0.wrapping_mul(0x9E37_79B9) >> 7) as usize & (self.entries.len() - 1)
+        (gref.0.wrapping_mul(0x9E37_79B9) >> 7) as usize & self.entries.len().wrapping_sub(1)
     }
 
     /// Clears the marks of what is gone, and makes room where that is not enough, so that searches stay short.

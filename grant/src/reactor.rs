@@ -23,7 +23,7 @@ pub use inbox::{Inbox, Outbox, mailbox};
 use polling::Polling;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::uring::{Completion, Ended, MemoryId, Operation, Uring};
+use crate::uring::{Completion, MemoryId, Operation, Owner, Uring};
 use crate::{DomId, EventChannel, MAX_PENDING, Port};
 
 /// What a queue says after a turn.
@@ -47,8 +47,13 @@ pub trait Queue {
     fn turn(&mut self, core: &mut Core) -> Turn;
     /// An operation of this queue has ended.
     fn complete(&mut self, completion: Completion, core: &mut Core);
-    /// A [`Uring::transfer_whole`] of this queue has ended.
-    fn transferred(&mut self, _slot: u16, _result: i32, _core: &mut Core) {
+    /// A transfer of [`Uring::wholes`] has ended. False when that is not all that is to be done about it, for
+    /// [`Queue::came_short`], which follows.
+    fn transferred(&mut self, _slot: u16, _result: i32) -> bool {
+        false
+    }
+    /// Such a transfer has failed, or is to be continued.
+    fn came_short(&mut self, _slot: u16, _result: i32, _core: &mut Core) {
         debug_assert!(false, "asked for by nobody");
     }
     /// Answers what has ended: one publish, at most one notify.
@@ -265,6 +270,8 @@ pub struct Reactor<Q: Queue> {
     ports: Vec<Port>,
     /// Ports to unmask.
     quiet: Vec<Channel>,
+    /// Whole transfers that came short, between two halves of a look.
+    short: Vec<(Owner, i32)>,
     polling: Polling,
     counted: u64,
     /// By [`Core::clock`].
@@ -299,6 +306,7 @@ impl<Q: Queue> Reactor<Q> {
             by_channel: Channels::default(),
             ports: Vec::with_capacity(MAX_PENDING),
             quiet: Vec::new(),
+            short: Vec::new(),
             polling: Polling::default(),
             counted: 0,
             ticked: 0,
@@ -406,18 +414,23 @@ impl<Q: Queue> Reactor<Q> {
     /// Takes all completions; `None` when the thread ends.
     fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) -> Option<Reaped> {
         let mut reaped = Reaped::default();
-        while let Some(ended) = self.core.ring.reap() {
-            reaped.any = true;
-            let completion = match ended {
-                Ended::Otherwise(completion) => completion,
-                Ended::Whole(owner, result) => {
-                    if let Some(Some(entry)) = self.queues.get_mut(owner.memory.index()) {
-                        entry.touched = true;
-                        entry.queue.transferred(owner.slot, result, &mut self.core);
-                    }
-                    continue;
+        let (queues, short) = (&mut self.queues, &mut self.short);
+        reaped.any = self.core.ring.take_ended(|memory, ended| {
+            // A queue stays until nothing of it is in flight.
+            let Some(Some(entry)) = queues.get_mut(memory.index()) else { return ended.for_each(drop) };
+            entry.touched = true;
+            for (slot, result) in ended {
+                if !entry.queue.transferred(slot, result) {
+                    short.push((Owner { memory, slot }, result));
                 }
-            };
+            }
+        });
+        while let Some((owner, result)) = self.short.pop() {
+            if let Some(Some(entry)) = self.queues.get_mut(owner.memory.index()) {
+                entry.queue.came_short(owner.slot, result, &mut self.core);
+            }
+        }
+        while let Some(completion) = self.core.ring.reap() {
             match completion.operation {
                 Operation::Poll(POLL_INBOX) => reaped.messages = true,
                 Operation::Poll(source) => self.wake(SourceId(source)),

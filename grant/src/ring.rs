@@ -140,26 +140,30 @@ impl BackRing {
     ///
     /// # Panics
     /// When a slot is longer than what is left of the record.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_to<const STRIDE: usize>(&mut self, records: &Records<STRIDE>, to: usize, at: usize) {
         match &self.layout.wide {
             Some(slots) => {
                 let slot = slots.record((self.req_cons & (self.layout.entries - 1)) as usize);
                 records.record(to).copy(at, slot);
             }
-            None => {
-                let mut words = [0; WIDE_WORDS];
-                let offset = self.layout.slot(self.req_cons);
-                self.layout.pages.read(offset, &mut words.as_mut_bytes()[..self.layout.slot_size]);
-                records.store_all(to, at, &words);
-            }
+            None => records.store_all(to, at, &self.narrow()),
         }
         self.req_cons = self.req_cons.wrapping_add(1);
     }
 
+    /// The next request, for a slot that is shorter than the widest.
+    #[inline(never)]
+    fn narrow(&self) -> [u64; WIDE_WORDS] {
+        let mut words = [0; WIDE_WORDS];
+        let offset = self.layout.slot(self.req_cons);
+        self.layout.pages.read(offset, &mut words.as_mut_bytes()[..self.layout.slot_size]);
+        words
+    }
+
     /// [`BackRing::respond`] with the first `len` bytes of two words, or with all of them where the slot has padding
     /// behind them.
-    #[inline]
+    #[inline(always)]
     pub fn respond_words(&mut self, response: [u64; 2], len: usize) {
         match &self.layout.wide {
             Some(slots) => slots.store_all((self.rsp_prod & (self.layout.entries - 1)) as usize, 0, &response),

@@ -23,16 +23,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, opcode, types};
+use io_uring::{EnterFlags, IoUring, opcode, types};
 
 pub use buffers::BufferTable;
-pub use operation::{Completion, Direction, Ended, Operation, Outcome, Owner, Transfer};
+pub use operation::{Completion, Direction, Operation, Outcome, Owner, Transfer};
 
 use crate::arena::Arena;
 use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
 use crate::memory::{ArenaPages, Memory, RegionId, Span};
 use crate::{PAGE_SIZE, Pages, SharedMemory, memfd};
 use whole::Whole;
+pub use whole::{EndedWholes, Wholes};
 
 /// A file in the ring's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +73,9 @@ pub struct Uring {
     memories: Vec<Option<Memory>>,
     flying: Vec<Option<InFlight>>,
     vacant: Vec<u32>,
-    /// What goes to the kernel with the next submission.
-    staged: Vec<Entry>,
-    /// What the kernel has ended, and how much of it has been handed out.
+    /// Entries in the submission queue, for the next submission.
+    put: u32,
+    /// What the kernel has ended beside whole transfers, and how much of it has been handed out.
     reaped: Vec<(u64, i32)>,
     handed: usize,
     vectors: Vec<libc::iovec>,
@@ -109,7 +110,7 @@ impl Uring {
             memories: Vec::new(),
             flying: Vec::new(),
             vacant: Vec::new(),
-            staged: Vec::with_capacity(ENTRIES as usize),
+            put: 0,
             reaped: Vec::with_capacity(ENTRIES as usize * 4),
             handed: 0,
             vectors: Vec::with_capacity(VECTORS),
@@ -323,12 +324,12 @@ impl Uring {
     /// the place of all vectors to whoever comes next.
     #[inline]
     fn make_room(&mut self) {
-        if self.staged.len() == ENTRIES as usize {
+        if self.put == ENTRIES {
             self.submit();
         }
     }
 
-    /// Notes what an entry is and puts it where the next submission takes it from; there is room: see `make_room`.
+    /// Notes what an entry is and puts it into the submission queue; there is room: see `make_room`.
     #[inline]
     fn stage(&mut self, it: InFlight, entry: Entry) {
         let at = self.vacant.pop().unwrap_or_else(|| {
@@ -338,89 +339,73 @@ impl Uring {
             (self.flying.len() - 1) as u32
         });
         self.flying[at as usize] = Some(it);
-        self.staged.push(entry.user_data(u64::from(at)));
-    }
-
-    /// Moves what was staged into the submission queue.
-    #[inline]
-    fn put_staged(&mut self) {
         // SAFETY: an entry names memory of its owner, which Memory keeps mapped until the operation has ended, vectors
         // and timeouts, which stay in place until the submission (the kernel copies them: FEAT_SUBMIT_STABLE), and
         // files of the ring's table or descriptors the thread keeps.
-        let put = unsafe { self.ring.submission().push_multiple(&self.staged) };
-        // Every submission empties the queue, and no more is staged than it holds: see `make_room`.
+        let put = unsafe { self.ring.submission().push(&entry.user_data(u64::from(at))) };
         put.expect("room in the submission queue");
-        self.staged.clear();
+        self.put += 1;
     }
 
     /// Hands everything over to the kernel; returns when the queue is empty again.
     pub fn submit(&mut self) {
-        if self.staged.is_empty() {
-            return;
+        if self.put > 0 {
+            self.enter(0, EnterFlags::empty());
         }
-        self.put_staged();
-        self.enter();
     }
 
-    /// Enters until the kernel has taken everything.
-    fn enter(&mut self) {
-        while !self.ring.submission().is_empty() {
-            self.enters += 1;
-            if let Err(error) = self.ring.submit() {
-                self.refused(error);
-            }
+    /// Hands over what was put and waits for `want` completions: one system call, where the kernel takes everything.
+    fn enter(&mut self, want: u32, flags: EnterFlags) {
+        let put = std::mem::take(&mut self.put);
+        self.enters += 1;
+        // SAFETY: no signal mask and no argument are passed; so many entries stand in the queue (see `stage`, `Wholes`).
+        let result = unsafe { self.ring.submitter().enter::<libc::sigset_t>(put, want, flags.bits(), None) };
+        if !matches!(result, Ok(taken) if taken == put as usize) {
+            self.finish(result);
         }
         self.vectors.clear();
         self.timeouts.clear();
     }
 
+    /// The kernel has not taken everything: a partial submission is finished before the vectors are used again.
+    #[cold]
+    fn finish(&mut self, mut result: io::Result<usize>) {
+        loop {
+            if let Err(error) = result {
+                self.refused(error);
+            }
+            if self.ring.submission().is_empty() {
+                return;
+            }
+            self.enters += 1;
+            result = self.ring.submit();
+        }
+    }
+
     /// Submits, waits for at least one completion, or `timeout`; one system call.
     pub fn submit_and_wait(&mut self, timeout: Option<Duration>) {
-        let put = !self.staged.is_empty();
-        if put {
-            self.put_staged();
-        }
+        let Some(timeout) = timeout else { return self.enter(1, EnterFlags::GETEVENTS) };
+        let timespec = types::Timespec::from(timeout);
+        let args = types::SubmitArgs::new().timespec(&timespec);
+        self.put = 0;
         self.enters += 1;
-        let result = match timeout {
-            None => self.ring.submit_and_wait(1),
-            Some(timeout) => {
-                let timespec = types::Timespec::from(timeout);
-                let args = types::SubmitArgs::new().timespec(&timespec);
-                self.ring.submitter().submit_with_args(1, &args)
-            }
-        };
-        match result {
-            Err(error) if error.raw_os_error() != Some(libc::ETIME) => self.refused(error),
-            _ => {}
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => self.finish(Ok(0)),
+            result => self.finish(result),
         }
-        if put {
-            // A partial submission is finished before the vectors are used again.
-            self.enter();
-        }
+        self.vectors.clear();
+        self.timeouts.clear();
     }
 
     /// Submits without waiting and lets the kernel process what has ended; at most one system call.
     pub fn submit_and_peek(&mut self) {
-        if !self.ring.submission().taskrun() && !self.ring.submission().cq_overflow() {
-            return self.submit();
-        }
-        let put = self.staged.len();
-        if put > 0 {
-            self.put_staged();
-        }
-        self.enters += 1;
-        // SAFETY: no signal mask and no argument are passed. What is submitted was put by `put_staged`; GETEVENTS with 0
-        // events only runs completions.
-        let result = unsafe {
-            let flags = io_uring::EnterFlags::GETEVENTS.bits();
-            self.ring.submitter().enter::<libc::sigset_t>(put as u32, 0, flags, None)
-        };
-        if let Err(error) = result {
-            self.refused(error);
-        }
-        if put > 0 {
-            // A partial submission is finished before the vectors are used again.
-            self.enter();
+        let queue = self.ring.submission();
+        let due = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        if due {
+            self.enter(0, EnterFlags::GETEVENTS);
+        } else {
+            self.submit();
         }
     }
 
@@ -440,31 +425,52 @@ impl Uring {
         }
     }
 
-    /// The next completion, if there is one; never waits. What comes while others are handed out is seen by the first call
-    /// after their end.
+    /// Takes what has ended out of the ring and never waits. Of whole transfers `whole` hears now, of those of a queue that
+    /// stand together at a time; it takes all of them. The rest is for [`Uring::reap`]. True when there was anything.
     #[inline(always)]
-    pub fn reap(&mut self) -> Option<Ended> {
-        if self.reaped.is_empty() {
-            self.take_completions();
-        } else if self.handed == self.reaped.len() {
+    pub fn take_ended(&mut self, mut whole: impl FnMut(MemoryId, &mut EndedWholes<'_, '_>)) -> bool {
+        let mut queue = self.ring.completion();
+        let (mut next, mut emptied) = (queue.next(), false);
+        let any = next.is_some();
+        while let Some(entry) = next {
+            let Some(first) = Whole::from_user_data(entry.user_data()) else {
+                self.reaped.push((entry.user_data(), entry.result()));
+                next = queue.next();
+                continue;
+            };
+            let id = first.owner.memory;
+            let memory = self.memories[id.index()].as_mut().expect("open while it works");
+            let mut ended = EndedWholes::new(&mut queue, memory, (first, entry.result()));
+            whole(id, &mut ended);
+            (next, emptied) = (ended.rest(), emptied | ended.emptied);
+        }
+        drop(queue);
+        if emptied {
+            self.collect();
+        }
+        any
+    }
+
+    /// A generation of some memory has ended.
+    #[cold]
+    fn collect(&mut self) {
+        for at in 0..self.memories.len() {
+            if self.memories[at].is_some() {
+                self.with_table(MemoryId(at as u16), Memory::collect);
+            }
+        }
+    }
+
+    /// The next completion of those that [`Uring::take_ended`] has taken and that are not whole transfers.
+    #[inline]
+    pub fn reap(&mut self) -> Option<Completion> {
+        let Some(&(user_data, result)) = self.reaped.get(self.handed) else {
             self.reaped.clear();
             self.handed = 0;
             return None;
-        }
-        let &(user_data, result) = self.reaped.get(self.handed)?;
-        self.handed += 1;
-        let Some(whole) = Whole::from_user_data(user_data) else {
-            return Some(Ended::Otherwise(self.ended(user_data as usize, result)));
         };
-        let memory = self.memories[usize::from(whole.owner.memory.0)].as_mut().expect("open while it works");
-        if memory.ended(memory.generation(whole.generation)) {
-            self.with_table(whole.owner.memory, Memory::collect);
-        }
-        Some(Ended::Whole(whole.owner, result))
-    }
-
-    fn take_completions(&mut self) {
-        self.reaped.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        self.handed += 1;
+        Some(self.ended(user_data as usize, result))
     }
 
     #[inline(never)]

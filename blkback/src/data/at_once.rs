@@ -1,6 +1,5 @@
 //! The short way of what most requests are: their segments stand in the slot, and all their pages are mapped.
 
-use grant::memory::Span;
 use grant::uring::Uring;
 
 use super::{Data, named};
@@ -15,7 +14,6 @@ impl Data {
 
     /// Takes the segments of a request, `count` of them as they stand in its slot, and finds their pages, each of which is
     /// then held. Returns the bytes of data; `None`, with nothing held, if a segment is impossible or its page not mapped.
-    #[inline(always)]
     pub fn locate_at_once(&mut self, slot: u16, count: u8, wire: impl Fn(usize) -> u64) -> Option<u32> {
         let (base, count) = (self.base(slot), usize::from(count));
         let table = self.table.as_mut()?;
@@ -25,11 +23,11 @@ impl Data {
         for at in 0..count {
             let segment = Segment::from_word(wire(at));
             let found = segment.and_then(|segment| Some((segment, table.hold_mapped(segment.gref)?)));
-            let Some((segment, (place, region))) = found else {
+            let Some((segment, (held, place, region))) = found else {
                 self.release_places(base, at);
                 return None;
             };
-            (segments[at], places[at], spans[at]) = (segment, Some(place).into(), named(&segment, region, place));
+            (segments[at], places[at], spans[at]) = (segment, held, named(&segment, region, place));
             len += segment.span.len();
         }
         let held = &mut self.held[usize::from(slot)];
@@ -38,22 +36,20 @@ impl Data {
     }
 
     /// Gives a request that was located its memory: its pages, or a run of the arena, to which a write's data is then
-    /// copied. Returns the piece that it is, if it is one; `None` when there is no room.
-    #[inline(always)]
-    pub fn prepare_at_once(&mut self, slot: u16, len: u32, write: bool, ring: &mut Uring) -> Option<Option<Span>> {
-        let base = self.base(slot);
+    /// copied. False when there is no room.
+    pub fn prepare_at_once(&mut self, slot: u16, len: u32, write: bool, ring: &mut Uring) -> bool {
         if self.zero_copy {
-            let first = self.spans[base];
-            return Some((first.len == len).then_some(first));
+            return true;
         }
-        let run = self.take_run(slot, len, ring)?;
+        let Some(run) = self.take_run(slot, len, ring) else { return false };
+        let base = self.base(slot);
         self.spans[base] = run;
         let held = &mut self.held[usize::from(slot)];
         (held.spans, held.more, held.arena, held.data) = (1, true, Some(run), Some(run));
         if write {
             self.copy_segments(slot, run, true, ring);
         }
-        Some(Some(run))
+        true
     }
 
     /// Drops what a request was given, which goes the longer way.

@@ -16,8 +16,8 @@ pub(super) struct Tally {
     writes: u64,
     write_bytes: u64,
     nanoseconds: u64,
-    /// A latency that was met, and how often in a row: what was taken together is mostly answered together.
-    latency: u64,
+    /// When requests were taken, and how many in a row were then: what was taken together is mostly answered together.
+    taken: u64,
     times: u64,
 }
 
@@ -30,31 +30,45 @@ impl Tally {
         }
         let len = u64::from(state.job.len);
         match state.job.operation {
-            Operation::Read => {
-                self.reads += 1;
-                self.read_bytes += len;
-            }
-            Operation::Write => {
-                self.writes += 1;
-                self.write_bytes += len;
-            }
+            Operation::Read => self.add_bytes(false, len),
+            Operation::Write => self.add_bytes(true, len),
             _ => count_rare(state, len, meter),
         }
         if state.status != BLKIF_RSP_OKAY {
             meter.add(Counter::Errors as usize, 1);
         }
-        let nanoseconds = now.saturating_sub(state.taken);
-        if nanoseconds != self.latency {
-            self.record(meter);
-            self.latency = nanoseconds;
-        }
-        self.times += 1;
-        self.nanoseconds += nanoseconds;
+        self.add_time(state.taken, now, meter);
     }
 
-    /// Puts what was met in a row into the histogram.
-    pub(super) fn record(&mut self, meter: &Block) {
-        meter.record(self.latency, std::mem::take(&mut self.times));
+    /// Counts a read or write that has ended well.
+    #[inline(always)]
+    pub(super) fn add_bytes(&mut self, write: bool, len: u64) {
+        if write {
+            self.writes += 1;
+            self.write_bytes += len;
+        } else {
+            self.reads += 1;
+            self.read_bytes += len;
+        }
+    }
+
+    /// Counts the time of a request.
+    #[inline(always)]
+    pub(super) fn add_time(&mut self, taken: u64, now: u64, meter: &Block) {
+        if taken != self.taken {
+            self.record(now, meter);
+            self.taken = taken;
+        }
+        self.times += 1;
+    }
+
+    /// Puts those that were taken together into the histogram.
+    pub(super) fn record(&mut self, now: u64, meter: &Block) {
+        let (times, nanoseconds) = (std::mem::take(&mut self.times), now.saturating_sub(self.taken));
+        if times > 0 {
+            self.nanoseconds += nanoseconds * times;
+            meter.record(nanoseconds, times);
+        }
     }
 }
 

@@ -16,35 +16,48 @@ impl BlkQueue {
         let now = core.clock();
         let plain_disk = self.parts.pass.is_none() && self.unit == SECTOR_SIZE as u32;
         let direct = self.parts.disk.direct().filter(|_| plain_disk && self.parts.data.takes_at_once());
-        let mut indirect = 0;
-        for _ in 0..room {
-            let Some(slot) = self.free.pop() else { break };
-            self.parts.journal.take(slot, &mut self.parts.ring);
-            if let Some(file) = direct
-                && self.start_at_once(slot, file, now, core)
-            {
-                continue;
-            }
-            self.accept(slot, now, &mut indirect, core);
+        match direct {
+            Some(file) => self.take_plain(room, file, core),
+            None => self.take_all(room),
         }
+        if self.batch.is_empty() {
+            return;
+        }
+        let mut indirect = 0;
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.retain(|&slot| {
+            let started = direct.is_some_and(|file| self.start_at_once(slot, file, now, core));
+            !started && self.accept(slot, now, &mut indirect, core)
+        });
+        self.batch = batch;
         if indirect > 0 {
             self.fetch_indirect(core);
         }
     }
 
-    /// Parses whatever may have been taken, for the longer way. Indirect requests are numbered.
-    #[inline(never)]
-    fn accept(&mut self, slot: u16, now: u64, indirect: &mut usize, core: &mut Core) {
+    fn take_all(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(slot) = self.free.pop() else { break };
+            self.parts.journal.take(slot, &mut self.parts.ring);
+            self.batch.push(slot);
+        }
+    }
+
+    /// Parses whatever may have been taken, for the longer way. Indirect requests are numbered. False when it is answered
+    /// at once.
+    fn accept(&mut self, slot: u16, now: u64, indirect: &mut usize, core: &mut Core) -> bool {
         let copy = self.parts.journal.copied(slot).words();
         let request = match Request::parse(zerocopy::IntoBytes::as_bytes(&copy), &self.parts.limits) {
             Ok(request) => request,
-            Err(rejected) => return self.reject(slot, rejected, now),
+            Err(rejected) => {
+                self.reject(slot, rejected, now);
+                return false;
+            }
         };
         let Request { id, operation, response_op, sector, .. } = request;
         // Until its range is known, the number of segments stands in `len`.
         let job = Job { slot, operation, at: sector, len: request.count() as u32, ..Job::NONE };
         self.slots[usize::from(slot)] = Slot { id, response_op, job, ..Slot::new(now) };
-        self.batch.push(slot);
         match request.segments {
             Segments::Direct(segments, count) => {
                 self.parts.data.set_segments(slot, &segments[..usize::from(count)]);
@@ -56,6 +69,7 @@ impl BlkQueue {
                 *indirect += 1;
             }
         }
+        true
     }
 
     #[cold]

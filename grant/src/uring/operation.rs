@@ -117,12 +117,3 @@ impl Completion {
         }
     }
 }
-
-/// An operation has ended.
-#[derive(Clone, Copy, Debug)]
-pub enum Ended {
-    /// A [`super::Uring::transfer_whole`]: whose, and as the kernel answered, a count or a negative errno.
-    Whole(Owner, i32),
-    /// Anything else.
-    Otherwise(Completion),
-}

@@ -1,5 +1,5 @@
-//! The entry of the most frequent operation, written field by field where it is to stand: what the crate's builders make
-//! is put together elsewhere and moved twice.
+//! The entry of the most frequent operation, field by field: what the crate's builders make is put together elsewhere and
+//! moved twice.
 
 use std::ptr::NonNull;
 
@@ -63,20 +63,12 @@ impl Sqe {
         }
     }
 
-    /// Appends it to entries, which have room for it.
-    ///
-    /// # Panics
-    /// When they have not.
+    /// The same for the crate.
     #[inline(always)]
-    pub(super) fn put(self, entries: &mut Vec<Entry>) {
-        let count = entries.len();
-        assert!(count < entries.capacity());
-        // SAFETY: there is room behind the last entry. An `Entry` is the kernel's structure (`repr(C)`, one field) of the
-        // same size, of plain integers, so this is one.
-        unsafe {
-            entries.as_mut_ptr().add(count).cast::<Sqe>().write(self);
-            entries.set_len(count + 1);
-        }
+    pub(super) fn entry(self) -> Entry {
+        // SAFETY: an `Entry` is the kernel's structure (`repr(C)`, one field) of the same size, of plain integers, so this
+        // is one.
+        unsafe { std::mem::transmute::<Sqe, Entry>(self) }
     }
 }
 
@@ -99,9 +91,7 @@ mod tests {
                     opcode::ReadFixed::new(file, address.as_ptr(), 4096, 3).offset(8192).rw_flags(flags).build()
                 }
             };
-            let mut both = vec![theirs.user_data(77)];
-            both.reserve(1);
-            Sqe::fixed(direction, FileSlot(5), 8192, address, 4096, 3, 77).put(&mut both);
+            let both = [theirs.user_data(77), Sqe::fixed(direction, FileSlot(5), 8192, address, 4096, 3, 77).entry()];
             // SAFETY: two entries of 64 bytes of plain integers.
             let bytes = unsafe { std::slice::from_raw_parts(both.as_ptr().cast::<[u8; 64]>(), 2) };
             assert_eq!(bytes[0], bytes[1], "{direction:?}");

@@ -32,10 +32,8 @@ fn page(region: RegionId, page: usize) -> Span {
 }
 
 fn completion(ring: &mut Uring) -> Option<Completion> {
-    match ring.reap()? {
-        Ended::Otherwise(completion) => Some(completion),
-        Ended::Whole(owner, _) => panic!("{owner:?}"),
-    }
+    ring.take_ended(|memory, _| panic!("{memory:?}"));
+    ring.reap()
 }
 
 fn reap_all(ring: &mut Uring, count: usize) -> Vec<Completion> {

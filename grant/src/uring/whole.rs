@@ -1,9 +1,12 @@
 //! The transfer that most requests are: one, of all of their memory, which is one registered buffer. Whoever asks for it
 //! knows all about it, so that nothing is kept here: whose it is stands in the entry itself.
 
+use io_uring::{CompletionQueue, SubmissionQueue, cqueue};
+
 use super::sqe::Sqe;
-use super::{Direction, FileSlot, MemoryId, Owner, Uring};
-use crate::memory::Span;
+use super::{Direction, ENTRIES, FileSlot, MemoryId, Owner, Uring};
+use crate::arena::Arena;
+use crate::memory::{Memory, Span};
 
 /// What stands in the user data of such an entry, under a mark that numbers of other operations do not have. A memory's
 /// number leaves room for the mark: see [`Uring::open_memory`].
@@ -15,37 +18,145 @@ pub(super) struct Whole {
 }
 
 const MARK: u64 = 1 << 63;
+const SLOT_AT: u32 = 32;
 
 impl Whole {
     #[inline(always)]
     fn user_data(self) -> u64 {
-        MARK | u64::from(self.owner.memory.0) << 48 | u64::from(self.owner.slot) << 32 | u64::from(self.generation)
+        MARK | u64::from(self.owner.memory.0) << 48 | u64::from(self.owner.slot) << SLOT_AT | u64::from(self.generation)
     }
 
     #[inline(always)]
     pub(super) fn from_user_data(user_data: u64) -> Option<Whole> {
         let memory = MemoryId((user_data >> 48) as u16 & 0x7FFF);
-        let owner = Owner { memory, slot: (user_data >> 32) as u16 };
+        let owner = Owner { memory, slot: (user_data >> SLOT_AT) as u16 };
         (user_data & MARK != 0).then_some(Whole { owner, generation: user_data as u32 })
     }
 }
 
+/// One queue's way to put many such transfers into the submission queue in a row, with what they have in common looked up
+/// once.
+pub struct Wholes<'a> {
+    memory: &'a mut Memory,
+    arena: Option<&'a mut Arena>,
+    queue: SubmissionQueue<'a>,
+    put: &'a mut u32,
+    /// Entries in the queue when it began.
+    before: usize,
+    /// The user data for slot 0.
+    user_data: u64,
+}
+
 impl Uring {
-    /// Submits a transfer of all of a request's memory, which is one piece. [`super::Ended::Whole`] tells how it ended; what
+    /// For at most `most` transfers of a queue.
+    ///
+    /// # Panics
+    /// When that is more than the submission queue holds, or the memory was closed.
+    pub fn wholes(&mut self, memory: MemoryId, most: usize) -> Wholes<'_> {
+        assert!(most <= ENTRIES as usize);
+        if self.put as usize + most > ENTRIES as usize {
+            self.submit();
+        }
+        let owner = Owner { memory, slot: 0 };
+        let memory = self.memories[memory.index()].as_mut().expect("an open memory");
+        let user_data = Whole { owner, generation: memory.generation() }.user_data();
+        let arena = self.arena.as_mut().map(|arena| &mut arena.free);
+        let queue = self.ring.submission();
+        Wholes { memory, arena, before: queue.len(), queue, put: &mut self.put, user_data }
+    }
+}
+
+impl Wholes<'_> {
+    /// Submits a transfer of all of a request's memory, which is one piece. [`Uring::take_ended`] tells how it ended; what
     /// it was, and what is left of it when it comes short, the caller knows. False, with nothing done, for what is not a
     /// registered buffer.
     ///
     /// # Panics
-    /// When the piece is outside of its region: it is ours.
+    /// When the piece is outside of its region, or after more transfers than were announced: both are ours.
     #[inline(always)]
-    pub fn transfer_whole(&mut self, owner: Owner, direction: Direction, file: FileSlot, at: u64, span: Span) -> bool {
-        self.make_room();
-        let memory = self.memories[usize::from(owner.memory.0)].as_mut().expect("an open memory");
-        let Some((pages, Some(buffer))) = memory.place(span.region) else { return false };
-        let address = pages.address(span.offset as usize, span.len as usize).expect("inside of the region");
-        let whole = Whole { owner, generation: memory.started() as u32 };
-        Sqe::fixed(direction, file, at, address, span.len, buffer, whole.user_data()).put(&mut self.staged);
+    pub fn transfer(&mut self, slot: u16, direction: Direction, file: FileSlot, at: u64, piece: Span) -> bool {
+        let Some((address, buffer)) = self.memory.fixed(piece) else { return false };
+        let user_data = self.user_data | u64::from(slot) << SLOT_AT;
+        let entry = Sqe::fixed(direction, file, at, address, piece.len, buffer, user_data).entry();
+        // SAFETY: the piece lies in a registered buffer, which Memory keeps mapped until the transfer has ended; the file
+        // stands in the ring's table. The kernel sees the entry, and Memory counts it, when this is dropped.
+        let put = unsafe { self.queue.push(&entry) };
+        put.expect("room in the submission queue");
         true
+    }
+
+    /// As [`Uring::take_arena`].
+    #[inline(always)]
+    pub fn take_arena(&mut self, len: u32) -> Option<Span> {
+        self.arena.as_mut()?.take(len)
+    }
+
+    /// As [`Uring::give_arena`].
+    pub fn give_arena(&mut self, run: Span) {
+        if let Some(arena) = &mut self.arena {
+            arena.give(run);
+        }
+    }
+
+    /// The queue's memory.
+    #[inline(always)]
+    pub fn memory(&self) -> &Memory {
+        self.memory
+    }
+}
+
+impl Drop for Wholes<'_> {
+    fn drop(&mut self) {
+        let count = (self.queue.len() - self.before) as u32;
+        self.memory.started_many(count);
+        *self.put += count;
+    }
+}
+
+/// Whole transfers of one queue that have ended, by slot, with the result as the kernel gave it: a count, or a negative errno.
+pub struct EndedWholes<'a, 'b> {
+    queue: &'a mut CompletionQueue<'b>,
+    memory: &'a mut Memory,
+    id: MemoryId,
+    next: Option<(Whole, i32)>,
+    /// What comes after them.
+    after: Option<cqueue::Entry>,
+    /// A generation of the memory has ended.
+    pub(super) emptied: bool,
+}
+
+impl<'a, 'b> EndedWholes<'a, 'b> {
+    #[inline(always)]
+    pub(super) fn new(
+        queue: &'a mut CompletionQueue<'b>,
+        memory: &'a mut Memory,
+        first: (Whole, i32),
+    ) -> EndedWholes<'a, 'b> {
+        EndedWholes { queue, memory, id: first.0.owner.memory, next: Some(first), after: None, emptied: false }
+    }
+
+    /// What comes after them; none of them is left out.
+    #[inline(always)]
+    pub(super) fn rest(&mut self) -> Option<cqueue::Entry> {
+        debug_assert!(self.next.is_none(), "all are taken");
+        self.after.take()
+    }
+}
+
+impl Iterator for EndedWholes<'_, '_> {
+    type Item = (u16, i32);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<(u16, i32)> {
+        let (whole, result) = self.next.take()?;
+        self.emptied |= self.memory.ended_of(whole.generation);
+        if let Some(entry) = self.queue.next() {
+            match Whole::from_user_data(entry.user_data()).filter(|next| next.owner.memory == self.id) {
+                Some(next) => self.next = Some((next, entry.result())),
+                None => self.after = Some(entry),
+            }
+        }
+        Some((whole.owner.slot, result))
     }
 }
 
