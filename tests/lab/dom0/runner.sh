@@ -3,7 +3,7 @@
 # A case is a file of shell commands that runs with `set -e` in its own process, with the functions of machines.sh and verify.sh. It ends with 0
 # (passed), 77 (skipped) or anything else (failed); the last line that it wrote with `note` is shown beside its name.
 
-PARTS='for part in machines services networks verify runner; do . /lab/$part.sh; done;'
+PARTS='for part in machines services networks blocks verify runner; do . /lab/$part.sh; done;'
 
 now() {
     cut -d' ' -f1 /proc/uptime
@@ -27,12 +27,14 @@ skip() {
 
 # The state of things when a case has failed, before its domains are ended.
 snapshot() {
+    local log
     echo "--- xl list"
     xl list
     echo "--- xenstore"
     xenstore-ls -f /local/domain | grep -E "/(name|vbd|data|error)"
     echo "--- xl dmesg"
     xl dmesg -c | tail -n 60
+    for log in /var/log/xen/qemu-dm-*.log; do [ ! -e "$log" ] || { echo "--- $log" && cat "$log"; }; done
     echo "--- dom0 dmesg"
     dmesg -c | tail -n 30
 }

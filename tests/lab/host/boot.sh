@@ -32,7 +32,7 @@ boot() {
     for case in "${left[@]}"; do
         result "$case" FAIL 0 "no result from boot $group: $(last_words "$log")"
     done
-    for table in networks boots; do
+    for table in networks boots blocks; do
         [ ! -e "$log/$table.txt" ] || sed 's/^/     /' "$log/$table.txt"
     done
 }
@@ -48,7 +48,7 @@ without_result() {
 
 # run_machine GROUP CPUS LOG CASE...: one machine, until it has ended, its time is over, or it is stuck.
 run_machine() {
-    local group=$1 cpus=$2 log=$3 limit=90 case started qemu reader nudge size=0 grown ssd ssds=()
+    local group=$1 cpus=$2 log=$3 limit=90 case started qemu reader nudge size=0 grown devices=()
     shift 3
     rm -rf "$log" "$LAB/build/boot"
     mkdir -p "$log" "$LAB/build/boot/lab/cases"
@@ -71,16 +71,10 @@ run_machine() {
     exec {nudge}<>"$log/serial.in"
     started=$SECONDS grown=$SECONDS
     SHOWN=0
-    # For those only who need them: an IOMMU makes everything slower here.
-    [ "$group" != ssd ] || ssds=(-device amd-iommu)
-    [ "$group" != ssd ] || for ssd in 0 1 2; do
-        rm -f "$LAB/build/ssd$ssd"
-        truncate -s ${SSD_SIZE}M "$LAB/build/ssd$ssd"
-        ssds+=(-drive "file=ssd$ssd,if=none,id=ssd$ssd,format=raw,cache=unsafe" -device "nvme,serial=ssd$ssd,drive=ssd$ssd,addr=1$ssd")
-    done
+    devices_of "$group"
     # Relative paths: QEMU and multiboot give a meaning to blanks and commas in them.
     (cd "$LAB/build" && exec qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu qemu64,+svm,+npt -smp "$cpus" -m $MACHINE_MEMORY \
-        -display none -monitor "pipe:../logs/$group/monitor" -net none -no-reboot -serial "pipe:../logs/$group/serial" "${ssds[@]}" -kernel xen \
+        -display none -monitor "pipe:../logs/$group/monitor" -net none -no-reboot -serial "pipe:../logs/$group/serial" "${devices[@]}" -kernel xen \
         -append "console=com1 com1=115200,8n1,0x3f8,4 conswitch=ax iommu=1 dom0_mem=${DOM0_MEMORY}M,max:${DOM0_MEMORY}M dom0_max_vcpus=1 conring_size=1m loglvl=warning guest_loglvl=warning" \
         -initrd "vmlinuz console=hvc0 quiet rdinit=/init,dom0.img" </dev/null >"$log/qemu.log" 2>&1) &
     qemu=$!
@@ -107,6 +101,30 @@ run_machine() {
     take_files "$log"
     rm "$log"/{monitor,serial}.{in,out}
     say "boot $group: $((SECONDS - started)) s"
+}
+
+# devices_of GROUP: what its machine has beside what every one has, for QEMU, in $devices. For those only who need it: an IOMMU makes everything
+# slower, and so does counting.
+devices_of() {
+    local ssd
+    case $1 in
+    ssd)
+        devices=(-device amd-iommu)
+        for ssd in 0 1 2; do
+            rm -f "$LAB/build/ssd$ssd"
+            truncate -s ${SSD_SIZE}M "$LAB/build/ssd$ssd"
+            devices+=(-drive "file=ssd$ssd,if=none,id=ssd$ssd,format=raw,cache=unsafe" -device "nvme,serial=ssd$ssd,drive=ssd$ssd,addr=1$ssd")
+        done
+        ;;
+    bench)
+        cc -std=gnu11 -Wall -Wextra -Werror -O2 -shared -fPIC -o "$LAB/build/instructions.so" "$HERE/host/instructions.c" ||
+            die "cannot build the counter of instructions"
+        truncate -s 0 "$LAB/build/counter"
+        truncate -s 1M "$LAB/build/counter"
+        devices=(-plugin ./instructions.so,counter=counter -object memory-backend-file,id=counter,size=1M,mem-path=counter,share=on
+            -device ivshmem-plain,memdev=counter,addr=12)
+        ;;
+    esac
 }
 
 # registers LOG: what the CPUs of a silent machine are doing, twice, and which interrupts wait for them.

@@ -11,6 +11,7 @@ tool_packages() {
     echo libxencall1 libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenmisc4.17 \
         libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 libncurses6 libtinfo6
     echo grub-xen-host
+    echo qemu-system-xen libspice-server1 libglib2.0-0 libpixman-1-0 libfdt1 libjpeg62-turbo libusb-1.0-0 libudev1
     echo e2fsprogs libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 fio libaio1 libnuma1 iperf3 libiperf0
 }
 

@@ -66,9 +66,10 @@ with_modprobe() {
     done
 }
 
-# Debian's fio is linked to the clients of Ceph, Gluster, RDMA and NBD, iperf3 to OpenSSL and SCTP. The lab's machines use none of them: in
-# place of their 100 MB they get empty libraries with the same names, versions and symbols.
-STUBBED="usr/bin/fio usr/lib/x86_64-linux-gnu/libiperf.so.0"
+# Debian's fio is linked to the clients of Ceph, Gluster, RDMA and NBD, iperf3 to OpenSSL and SCTP, QEMU to SPICE. The lab's machines use none of
+# them: in place of their 100 MB they get empty libraries with the same names, versions and symbols. (One whose symbols have no versions must not be
+# emptied beside another like it, such as GLib.)
+STUBBED="usr/bin/fio usr/lib/x86_64-linux-gnu/libiperf.so.0 usr/libexec/xen-qemu-system-i386"
 
 stub_libraries() {
     local file
@@ -88,7 +89,7 @@ stub_libraries_of() {
         awk '/File: / { for (i = 1; i <= NF; i++) if ($i == "File:") so = $(i + 1) } / Name: / { for (i = 1; i <= NF; i++) if ($i == "Name:") print so, $(i + 1) }' \
             >"$LAB/stubs/versions"
     for so in $(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
-        case $so in libc.* | libm.* | libz.* | libaio.* | libnuma.* | ld-*) continue ;; esac
+        case $so in libc.* | libm.* | libz.* | libaio.* | libnuma.* | libxen* | libglib-* | libusb-* | libpixman-* | libfdt.* | libgcc_s.* | ld-*) continue ;; esac
         : >"$LAB/stubs/map"
         : >"$LAB/stubs/args"
         for version in $(awk -v so="$so" '$1 == so { print $2 }' "$LAB/stubs/versions"); do
@@ -197,8 +198,14 @@ deb_tree() {
     [ -s "$root/tests/tutorial.sh" ]
 }
 
-# What a case wants in dom0: NAME is grub (PV GRUB and a kernel that it can load), debian (a driver domain), windsor (the command itself) or deb
-# (its Debian package).
+# qdisk_tree TREE: the QEMU that libxl starts for a PV guest. It has a keyboard that nobody uses; its map comes with the machine's own QEMU.
+qdisk_tree() {
+    mkdir -p "$1/lib" "$1/lib64" "$1/usr/share/qemu/keymaps"
+    cp /usr/share/qemu/keymaps/en-us "$1/usr/share/qemu/keymaps/" && with_libraries "$1" usr/libexec/xen-qemu-system-i386
+}
+
+# What a case wants in dom0: NAME is grub (PV GRUB and a kernel that it can load), debian (a driver domain), qdisk, windsor (the command itself) or
+# deb (its Debian package).
 build_tool() {
     local root=$LAB/build/images-tool-$1 file=${WINDSOR:-}
     rm -rf "$root"
@@ -208,8 +215,8 @@ build_tool() {
         elf_kernel "$(vmlinuz_of 6.12)" 2>"$LAB/build/tool-$1.log" | xz -3 --check=crc32 >"$root/images/vmlinux.xz" && pack "$root" "$LAB/build/tool-$1.cpio"
         return
     fi
-    if [ "$1" = debian ]; then
-        debian_tree "$root" >"$LAB/build/tool-$1.log" 2>&1 && pack "$root" "$LAB/build/tool-$1.cpio"
+    if [ "$1" = debian ] || [ "$1" = qdisk ]; then
+        "$1_tree" "$root" >"$LAB/build/tool-$1.log" 2>&1 && pack "$root" "$LAB/build/tool-$1.cpio"
         return
     fi
     if [ -z "$file" ]; then

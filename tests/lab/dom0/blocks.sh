@@ -1,0 +1,48 @@
+# Sourced in dom0: what reads of a disk cost, with Windsor and with others, in a machine that counts the instructions of its one CPU: those of
+# guest, backend, dom0 and Xen together.
+
+COUNTER=/sys/bus/pci/devices/0000:00:12.0
+
+# instructions: so far.
+instructions() {
+    printf '%d' "$(devmem "$(sed -n '3s/ .*//p' $COUNTER/resource)" 64)"
+}
+
+# spent DISK BLOCK DEPTH REQUESTS: the instructions that so many random reads of g1 take, and how many it does a second. Nobody looks for the
+# answer while they run: looking costs instructions, and an idle machine has none.
+spent() {
+    local before
+    before=$(instructions)
+    begin g1 reads "$@"
+    sleep 12
+    ended g1 120
+    echo "$(($(instructions) - before)) $(answer g1)"
+}
+
+# read_costs BACKEND DISK BLOCK DEPTH FEW MANY: a line of /run/lab/blocks: what one read costs is the difference between many and few, for fio
+# itself has to start and to end.
+read_costs() {
+    local few many
+    few=$(spent "$2" "$3" "$4" "$5")
+    many=$(spent "$2" "$3" "$4" "$6")
+    echo "$1 $3 $4 $(((${many% *} - ${few% *}) / ($6 - $5))) ${many#* }" >>/run/lab/blocks
+}
+
+# blocks_table: medians of all rounds, and beside them how many times those of the kernel's backend in a driver domain.
+blocks_table() {
+    printf '%-10s %6s %6s %10s %8s %14s %8s\n' backend block depth reads/s ratio instr./read ratio
+    sort -k2,3 -k1,1 -k4,4n /run/lab/blocks | awk '{ print $1, $2, $3, $4 }' >/run/lab/blocks.costs
+    sort -k2,3 -k1,1 -k5,5n /run/lab/blocks | awk '{ print $1, $2, $3, $5 }' >/run/lab/blocks.rates
+    awk '
+        { key = $1 " " $2 " " $3; n[FILENAME, key]++; value[FILENAME, key, n[FILENAME, key]] = $4; if (FILENAME ~ /rates/ && n[FILENAME, key] == 1) keys[++count] = key }
+        function middle(file, key) { return value[file, key, int((n[file, key] + 1) / 2)] }
+        END {
+            for (i = 1; i <= count; i++) {
+                split(keys[i], part, " ")
+                peer = "driver " part[2] " " part[3]
+                rate = middle("/run/lab/blocks.rates", keys[i]); cost = middle("/run/lab/blocks.costs", keys[i])
+                printf "%-10s %6s %6s %10d %8.2f %14d %8.2f\n", part[1], part[2], part[3], rate, rate / (middle("/run/lab/blocks.rates", peer) + 0.001),
+                    cost, cost / (middle("/run/lab/blocks.costs", peer) + 0.001)
+            }
+        }' /run/lab/blocks.costs /run/lab/blocks.rates
+}
