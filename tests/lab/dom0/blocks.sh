@@ -8,14 +8,14 @@ instructions() {
     printf '%d' "$(devmem "$(sed -n '3s/ .*//p' $COUNTER/resource)" 64)"
 }
 
-# spent DISK BLOCK DEPTH REQUESTS: the instructions that so many random reads of g1 take, and how many it does a second. Nobody looks for the
-# answer while they run: looking costs instructions, and an idle machine has none.
+# spent DISK BLOCK DEPTH REQUESTS: the instructions that so many random reads of g1 take, and how many it does a second. The answer is looked
+# for seldom, for looking costs instructions, and an idle machine has none.
 spent() {
     local before
     before=$(instructions)
     begin g1 reads "$@"
-    sleep 12
-    ended g1 120
+    until said g1 "@@ $(cat /run/lab/g1.asked) "; do sleep 3; done
+    ended g1 1
     echo "$(($(instructions) - before)) $(answer g1)"
 }
 
