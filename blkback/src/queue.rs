@@ -2,6 +2,7 @@
 //! memory, start; then end, answer, publish once, notify at most once.
 
 mod account;
+mod at_once;
 mod intake;
 mod plain;
 
@@ -13,7 +14,7 @@ use grant::journal::{Journal, SlotState};
 use grant::meter::Block;
 use grant::reactor::{Channel, Core, Queue, Turn};
 use grant::ring::BackRing;
-use grant::uring::{Completion, Direction, FileSlot, MemoryId, Operation as RingOperation, Outcome, Owner, Transfer};
+use grant::uring::{Completion, Direction, MemoryId, Operation as RingOperation, Outcome, Owner};
 use plain::Quick;
 
 use crate::data::{Around, Data};
@@ -21,7 +22,7 @@ use crate::disk::{Disk, Ended, Erased, Io, Job};
 use crate::gate::Pass;
 use crate::hold::Hold;
 use crate::proto::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, response};
-use crate::request::{Limits, Operation, Plain, byte_range};
+use crate::request::{Limits, Operation};
 use crate::stats::Counter;
 
 /// Most requests a turn takes.
@@ -242,31 +243,6 @@ impl BlkQueue {
         }
         self.batch.clear();
         self.leave();
-    }
-
-    /// Takes a request all the way from its private copy to the disk's `file`, if it is a plain one and all its pages are
-    /// mapped. False leaves it to the longer way, with nothing held.
-    fn start_at_once(&mut self, slot: u16, file: FileSlot, now: u64, core: &mut Core) -> bool {
-        let Parts { data, journal, memory, limits, .. } = &mut self.parts;
-        let copy = journal.copied(slot);
-        let Some(plain) = Plain::parse(|at| copy.word(at), limits) else { return false };
-        let Plain { id, operation, response_op, sector, count } = plain;
-        let located = data.locate_at_once(slot, count, |at| copy.word(Plain::SEGMENTS_AT + at));
-        let Some(len) = located else { return false };
-        let write = operation == Operation::Write;
-        let range = byte_range(sector, len, self.sectors);
-        let placed = range.filter(|_| data.prepare_at_once(slot, len, write, &mut core.ring));
-        let Some((at, len)) = placed else {
-            data.forget(slot, &mut core.ring);
-            return false;
-        };
-        let job = Job { slot, operation, at, len, last: true, ..Job::NONE };
-        self.slots[usize::from(slot)] = Slot { id, response_op, job, started: true, pending: 1, ..Slot::new(now) };
-        self.running += 1;
-        journal.set_state(slot, SlotState::Submitted);
-        let transfer = Transfer { direction: direction(operation), file, at, start: 0, len };
-        core.ring.transfer(Owner { memory: *memory, slot }, transfer, data.spans(slot), u32::MAX);
-        true
     }
 
     /// May this request go to the disk now, after `before` others of its batch?
