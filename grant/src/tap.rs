@@ -80,8 +80,8 @@ impl Request {
 }
 
 /// Opens the TAP `name`, which is made and goes with the descriptor unless it is there already; the kernel puts a number
-/// for `%d` in it. One with many queues gets one more. It never blocks, has a header of [`HEADER`] bytes in front of each frame, and may be given frames
-/// with a blank checksum and TCP segments of up to 64 KiB.
+/// for `%d` in it. One with many queues gets one more. It never blocks, has a header of [`HEADER`] bytes in front of each
+/// frame, and may be given frames with a blank checksum and TCP segments of up to 64 KiB.
 ///
 /// # Errors
 /// With the interface's name: `NotFound` without the module tun, `EBUSY` when somebody has it, `EINVAL` when it is none

@@ -25,8 +25,8 @@ impl Quick {
 }
 
 impl BlkQueue {
-    /// Takes `count` requests, of which there are as many and as many free slots, from the ring, to the disk's `file` those that can go this way; the others are
-    /// left in `batch`.
+    /// Takes `count` requests from the ring, which has as many, into as many free slots: to the disk's `file` those that
+    /// can go this way; the others are left in `batch`.
     pub(super) fn take_plain(&mut self, count: usize, file: FileSlot, core: &mut Core) {
         let now = core.clock();
         let Parts { data, journal, ring, limits, memory, .. } = &mut self.parts;
