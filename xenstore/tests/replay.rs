@@ -89,6 +89,22 @@ fn a_small_recording_has_the_same_results() {
     assert_eq!((report.requests, report.answers, report.events, report.shutdowns), (12, 12, 7, 1));
 }
 
+/// The C daemon takes a request of each connection and sends afterwards, so that an event it knows of already leaves
+/// before the answer.
+#[test]
+fn an_event_of_a_shutdown_may_come_before_the_answer_to_a_later_request() {
+    let told = "!\n< 2 WATCH_EVENT @releaseDomain\\x00end\\x00\n!\n";
+    let asked = "!\n> 2 READ 0 /local/domain/1/data/two\\x00\n< 2 WATCH_EVENT @releaseDomain\\x00end\\x00\n\
+                 < 2 READ \n!\n";
+    assert!(SMALL.contains(told));
+    let report = small(|text| text.replacen(told, asked, 1));
+    assert_eq!(report.differences, [""; 0]);
+    assert_eq!((report.answers, report.shutdowns), (13, 1));
+    // Without word of a shutdown it is none.
+    let report = small(|text| text.replacen(told, &asked[2..], 1));
+    assert!(!report.differences.is_empty(), "{report:?}");
+}
+
 /// The comparison can fail: every way in which an answer or an event may be another one, be missing, be too many or
 /// come in another order.
 #[test]
