@@ -58,6 +58,7 @@ vcpus=${GUEST_VCPUS:-1}
 kernel="${GUEST_KERNEL:-/images/guest-$kernel/vmlinuz}"
 ${GUEST_KERNEL:+#}ramdisk="/images/guest-$kernel/initramfs.img"
 extra="console=hvc0 quiet ${GUEST_ARGS:-}"
+tsc_mode="${TSC_MODE:-default}"
 disk=[$disks]
 vif=[${GUEST_VIF:+'$GUEST_VIF'}]
 on_poweroff="destroy"

@@ -5,7 +5,7 @@ service() {
     local name=$1
     shift
     touch "/run/lab/service.$name"
-    clean_xl create "/images/service-$name/$name.cfg" "$@"
+    clean_xl create "/images/service-$name/$name.cfg" ${TSC_MODE:+"tsc_mode='$TSC_MODE'"} "$@"
     wait_for 120 up_or_gone "$name" is_ready "$name" && is_ready "$name" ||
         fail "service VM $name does not become ready: $(tail -n 3 "$CONSOLES/guest-$name.log" | tr '\r\n' '  ')"
 }
@@ -19,6 +19,7 @@ memory=256
 kernel="/images/driver/vmlinuz"
 ramdisk="/images/driver/initramfs.img"
 extra="console=hvc0 quiet"
+tsc_mode="${TSC_MODE:-default}"
 driver_domain=1
 on_poweroff="destroy"
 on_reboot="destroy"
