@@ -5,6 +5,10 @@ CONSOLES=/var/log/xen/console
 # How much longer everything may take than it does on an emulated machine that has its CPUs to itself.
 PATIENCE=3
 
+# For PV domains: the emulated processor does not call its time stamp counter invariant, as every real one of today does, so that Xen would emulate
+# each of their looks at the clock: a hundred of them per read of a disk, a third of all instructions.
+NATIVE_TSC='tsc_mode="native"'
+
 # wait_for SECONDS COMMAND...: until the command succeeds; fails when the time is over. A probe is slow here, so it is the clock that counts.
 wait_for() {
     local end=$(($(cut -d. -f1 /proc/uptime) + $1 * PATIENCE)) trace=+x status=1
@@ -58,7 +62,7 @@ vcpus=${GUEST_VCPUS:-1}
 kernel="${GUEST_KERNEL:-/images/guest-$kernel/vmlinuz}"
 ${GUEST_KERNEL:+#}ramdisk="/images/guest-$kernel/initramfs.img"
 extra="console=hvc0 quiet ${GUEST_ARGS:-}"
-tsc_mode="${TSC_MODE:-default}"
+$NATIVE_TSC
 disk=[$disks]
 vif=[${GUEST_VIF:+'$GUEST_VIF'}]
 on_poweroff="destroy"

@@ -2,10 +2,11 @@
 
 # service NAME [SETTING...]: creates a service VM from its image and waits until it calls itself ready. A SETTING is a line of xl's configuration.
 service() {
-    local name=$1
+    local name=$1 config=/images/service-$1/$1.cfg
     shift
     touch "/run/lab/service.$name"
-    clean_xl create "/images/service-$name/$name.cfg" ${TSC_MODE:+"tsc_mode='$TSC_MODE'"} "$@"
+    ! grep -q '^type *= *"pv"' "$config" || set -- "$NATIVE_TSC" "$@"
+    clean_xl create "$config" "$@"
     wait_for 120 up_or_gone "$name" is_ready "$name" && is_ready "$name" ||
         fail "service VM $name does not become ready: $(tail -n 3 "$CONSOLES/guest-$name.log" | tr '\r\n' '  ')"
 }
@@ -19,7 +20,7 @@ memory=256
 kernel="/images/driver/vmlinuz"
 ramdisk="/images/driver/initramfs.img"
 extra="console=hvc0 quiet"
-tsc_mode="${TSC_MODE:-default}"
+$NATIVE_TSC
 driver_domain=1
 on_poweroff="destroy"
 on_reboot="destroy"
