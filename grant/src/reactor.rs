@@ -487,7 +487,7 @@ impl<Q: Queue> Reactor<Q> {
         let Some(budget) = self.polling.budget() else { return false };
         let start = Instant::now();
         let found = loop {
-            if (0..LOOKS).any(|_| self.has_work()) {
+            if (0..LOOKS).any(|_| self.look()) {
                 break true;
             }
             if start.elapsed() >= budget {
@@ -498,11 +498,14 @@ impl<Q: Queue> Reactor<Q> {
         found
     }
 
-    /// With a breath, for it is asked in a loop.
-    fn has_work(&mut self) -> bool {
-        std::hint::spin_loop();
-        self.core.ring.has_completions()
-            || self.queues.iter().flatten().any(|entry| entry.awake && !entry.broken && entry.queue.has_work())
+    /// One look at the rings, and a breath when they have nothing. True when there is work.
+    fn look(&mut self) -> bool {
+        let found = self.core.ring.has_completions()
+            || self.queues.iter().flatten().any(|entry| entry.awake && !entry.broken && entry.queue.has_work());
+        if !found {
+            std::hint::spin_loop();
+        }
+        found
     }
 
     /// Puts the awake queues to sleep. True when one has work after all.
