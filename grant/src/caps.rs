@@ -12,6 +12,8 @@ pub struct Caps {
     pub defer_taskrun: bool,
     /// `READV_FIXED` and `WRITEV_FIXED` (6.15).
     pub vectored_fixed: bool,
+    /// Entries may complete without a word when they succeed (`IORING_FEAT_CQE_SKIP`, 5.17).
+    pub silent_success: bool,
     /// A sparse table of fixed buffers exists; whether a mapping may stand in it is another question.
     pub buffer_table: bool,
 }
@@ -58,7 +60,8 @@ pub(crate) fn open_ring(entries: u32) -> io::Result<(IoUring, Caps)> {
     ring.submitter().register_files_sparse(FILE_SLOTS)?;
     let buffer_table = ring.submitter().register_buffers_sparse(BUFFER_SLOTS).is_ok();
     let vectored_fixed = probe.is_supported(opcode::ReadvFixed::CODE) && probe.is_supported(opcode::WritevFixed::CODE);
-    Ok((ring, Caps { defer_taskrun, vectored_fixed, buffer_table }))
+    let silent_success = ring.params().is_feature_skip_cqe_on_success();
+    Ok((ring, Caps { defer_taskrun, vectored_fixed, silent_success, buffer_table }))
 }
 
 /// Turns the two ways io_uring is switched off into a line that says how to switch it on.

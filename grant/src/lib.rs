@@ -229,6 +229,11 @@ pub trait EventChannel: Send {
     fn unmask(&mut self, ports: &[Port]) -> io::Result<()>;
     /// Readable when a port is pending: for poll and `IORING_OP_POLL_ADD`.
     fn fd(&self) -> BorrowedFd<'_>;
+    /// Reading from [`EventChannel::fd`] is [`EventChannel::pending`], and writing to it [`EventChannel::unmask`], with
+    /// ports of 32 bits (evtchn.h), neither of which blocks: a ring can do both on its way.
+    fn is_device(&self) -> bool {
+        false
+    }
 }
 
 /// Most ports one [`EventChannel::pending`] call reports.

@@ -14,6 +14,7 @@
 //! A queue never changes thread and is never locked; control speaks to it through the [`Inbox`].
 
 mod channels;
+mod core;
 mod inbox;
 mod polling;
 
@@ -21,12 +22,13 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use channels::Channels;
+pub use core::{Channel, Core, SourceId};
 pub use inbox::{Inbox, Outbox, mailbox};
 use polling::Polling;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::uring::{Completion, MemoryId, Operation, Owner, Uring};
-use crate::{DomId, EventChannel, MAX_PENDING, Port};
+use crate::{MAX_PENDING, Port};
 
 /// What a queue says after a turn.
 #[derive(Debug)]
@@ -94,120 +96,6 @@ pub trait Control<Q: Queue> {
     fn broken(&mut self, queue: &Q, reason: String);
 }
 
-/// A descriptor for event channels that the thread listens to; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SourceId(u32);
-
-/// An event channel of the thread: a port, and the descriptor that it is bound through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Channel {
-    /// The descriptor.
-    pub source: SourceId,
-    /// Our end of it.
-    pub port: Port,
-}
-
-/// What queues work with: the thread's ring and event channels.
-pub struct Core {
-    /// The ring.
-    pub ring: Uring,
-    sources: Vec<(SourceId, Box<dyn EventChannel>)>,
-    next_source: u32,
-    event_calls: u64,
-    /// Read once per pass.
-    pub now: Instant,
-    /// The same moment as [`Instant`] and by [`monotonic`].
-    begun: (Instant, u64),
-    clock: u64,
-}
-
-/// Nanoseconds of the clock that never goes back; 584 years fit.
-#[inline]
-fn monotonic() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is ours; this clock exists, so it is filled in.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-impl Core {
-    /// Tells a peer. Errors are the kernel's and mean that the channel is gone; the peer will find out.
-    #[inline]
-    pub fn notify(&mut self, channel: Channel) {
-        if let Err(error) = self.source(channel.source).and_then(|events| events.notify(channel.port)) {
-            tracing::debug!(%error, port = %channel.port, "notify failed");
-        }
-    }
-
-    /// [`Core::now`] in nanoseconds, since when is nobody's business: differences of it are cheap.
-    #[inline]
-    pub fn clock(&self) -> u64 {
-        self.clock
-    }
-
-    fn look_at_the_clock(&mut self) {
-        self.clock = self.read_clock();
-        self.now = self.begun.0 + Duration::from_nanos(self.clock);
-    }
-
-    /// The same at this very moment.
-    #[inline]
-    pub fn read_clock(&self) -> u64 {
-        monotonic() - self.begun.1
-    }
-
-    /// Listens to event channels from now on.
-    pub fn listen(&mut self, events: Box<dyn EventChannel>) -> SourceId {
-        self.next_source += 1;
-        let id = SourceId(self.next_source);
-        self.ring.poll(id.0, events.fd());
-        self.sources.push((id, events));
-        id
-    }
-
-    /// Listens no more. The channels of its queues are unbound.
-    pub fn hang_up(&mut self, source: SourceId) {
-        self.ring.cancel_poll(source.0);
-        self.sources.retain(|(id, _)| *id != source);
-    }
-
-    /// Binds to a port that `peer` allocated for us.
-    ///
-    /// # Errors
-    /// What the kernel says, `ENOENT` for a source that is gone.
-    pub fn bind(&mut self, source: SourceId, peer: DomId, remote: Port) -> io::Result<Channel> {
-        let port = self.source(source)?.bind(peer, remote)?;
-        Ok(Channel { source, port })
-    }
-
-    /// Closes a channel.
-    ///
-    /// # Errors
-    /// As [`Core::bind`].
-    pub fn unbind(&mut self, channel: Channel) -> io::Result<()> {
-        self.source(channel.source)?.unbind(channel.port)
-    }
-
-    #[inline]
-    fn source(&mut self, id: SourceId) -> io::Result<&mut dyn EventChannel> {
-        self.event_calls += 1;
-        match self.sources.iter_mut().find(|(other, _)| *other == id) {
-            Some((_, events)) => Ok(events.as_mut()),
-            None => Err(io::ErrorKind::NotFound.into()),
-        }
-    }
-
-    /// A queue has made system calls of its own.
-    pub fn called(&mut self, calls: u64) {
-        self.event_calls += calls;
-    }
-
-    /// System calls so far, as Xen would see them.
-    fn system_calls(&self) -> u64 {
-        self.ring.enters() + self.event_calls
-    }
-}
-
 struct Entry<Q> {
     queue: Q,
     channels: Vec<Channel>,
@@ -263,11 +151,8 @@ const LOOKS: u32 = 16;
 impl<Q: Queue> Reactor<Q> {
     /// A loop without queues.
     pub fn new(ring: Uring) -> Reactor<Q> {
-        let now = Instant::now();
-        let begun = (now, monotonic());
-        let core = Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now, begun, clock: 0 };
         Reactor {
-            core,
+            core: Core::new(ring),
             queues: Vec::new(),
             by_channel: Channels::default(),
             ports: Vec::with_capacity(MAX_PENDING),
@@ -399,7 +284,8 @@ impl<Q: Queue> Reactor<Q> {
         while let Some(completion) = self.core.ring.reap() {
             match completion.operation {
                 Operation::Poll(POLL_INBOX) => reaped.messages = true,
-                Operation::Poll(source) => self.wake(SourceId(source)),
+                Operation::Poll(source) => self.wake(source, completion.result),
+                Operation::Unmask(source) => self.refused(source, completion.result),
                 Operation::Cancel => {}
                 _ => {
                     if let Some(Some(entry)) = self.queues.get_mut(completion.owner.memory.index()) {
@@ -430,16 +316,11 @@ impl<Q: Queue> Reactor<Q> {
         self.counted = now;
     }
 
-    /// Wakes the queues whose ports are pending.
-    fn wake(&mut self, source: SourceId) {
-        // A source that was hung up on may have had something to say.
-        let Some((_, events)) = self.core.sources.iter_mut().find(|(id, _)| *id == source) else { return };
+    /// Wakes the queues whose ports are pending: `result` is what waiting for the source came to.
+    fn wake(&mut self, number: u32, result: i32) {
         self.ports.clear();
-        self.core.event_calls += 1;
-        if let Err(error) = events.pending(&mut self.ports) {
-            tracing::error!(%error, "reading event channels failed");
-        }
-        self.core.ring.poll(source.0, events.fd());
+        // A source that was hung up on may have had something to say.
+        let Some(source) = self.core.take_events(number, result, &mut self.ports) else { return };
         for &port in &self.ports {
             match self.by_channel.get(Channel { source, port }).and_then(|at| self.queues[at].as_mut()) {
                 Some(entry) => {
@@ -451,6 +332,15 @@ impl<Q: Queue> Reactor<Q> {
                 None => tracing::trace!(%port, "event for nobody"),
             }
         }
+    }
+
+    /// The ring could not unmask ports of a source: all that may have been among them are unmasked by a call.
+    #[cold]
+    fn refused(&mut self, number: u32, result: i32) {
+        tracing::error!(error = %io::Error::from_raw_os_error(-result), "unmasking event channels failed");
+        let quiet = self.queues.iter().flatten().filter(|entry| !entry.masked).flat_map(|entry| &entry.channels);
+        let ports: Vec<Port> = quiet.filter(|channel| channel.source.0 == number).map(|channel| channel.port).collect();
+        self.core.unmask_now(number, &ports);
     }
 
     /// Answers for every touched queue and lets go of drained ones. True when something is to be looked at again.
@@ -527,18 +417,7 @@ impl<Q: Queue> Reactor<Q> {
                 self.quiet.extend(&entry.channels);
             }
         }
-        for (source, events) in &mut self.core.sources {
-            self.ports.clear();
-            self.ports
-                .extend(self.quiet.iter().filter(|channel| channel.source == *source).map(|channel| channel.port));
-            if self.ports.is_empty() {
-                continue;
-            }
-            self.core.event_calls += 1;
-            if let Err(error) = events.unmask(&self.ports) {
-                tracing::error!(%error, "unmasking event channels failed");
-            }
-        }
+        self.core.unmask(&self.quiet, &mut self.ports);
         work
     }
 
@@ -563,10 +442,10 @@ impl<Q: Queue> Reactor<Q> {
                 (entry.awake, called) = (true, true);
             }
         }
-        if self.core.clock - self.ticked < TICK.as_nanos() as u64 {
+        if self.core.clock() - self.ticked < TICK.as_nanos() as u64 {
             return called;
         }
-        self.ticked = self.core.clock;
+        self.ticked = self.core.clock();
         for entry in self.queues.iter_mut().flatten().filter(|entry| entry.paused) {
             // One more event, and the ring is looked at before it is asked for.
             (entry.awake, entry.paused, entry.idle_events) = (true, false, IDLE_EVENTS - 1);

@@ -10,6 +10,7 @@
 
 mod buffers;
 mod entries;
+mod events;
 mod operation;
 mod sqe;
 mod transfer;
@@ -32,6 +33,7 @@ use crate::arena::Arena;
 use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
 use crate::memory::{ArenaPages, Memory, RegionId, Span};
 use crate::{PAGE_SIZE, Pages, SharedMemory, memfd};
+use events::Events;
 use whole::Whole;
 pub use whole::{EndedWholes, Wholes};
 
@@ -80,6 +82,7 @@ pub struct Uring {
     handed: usize,
     vectors: Vec<libc::iovec>,
     timeouts: Vec<types::Timespec>,
+    events: Events,
     files: Vec<u32>,
     buffers: Vec<u16>,
     enters: u64,
@@ -115,6 +118,7 @@ impl Uring {
             handed: 0,
             vectors: Vec::with_capacity(VECTORS),
             timeouts: Vec::with_capacity(ENTRIES as usize),
+            events: Events::default(),
             files: (1..FILE_SLOTS).rev().collect(),
             buffers: if caps.buffer_table { (0..BUFFER_SLOTS as u16).rev().collect() } else { Vec::new() },
             enters: 0,
@@ -304,7 +308,11 @@ impl Uring {
             Operation::Transfer(transfer) => self.transfer(owner, transfer, spans, u32::MAX),
             Operation::Flush(file) => self.flush(owner, file),
             Operation::Punch { file, at, len } => self.punch(owner, file, at, len),
-            Operation::Timeout | Operation::Poll(_) | Operation::Cancel | Operation::Readable(_) => {
+            Operation::Timeout
+            | Operation::Poll(_)
+            | Operation::Cancel
+            | Operation::Unmask(_)
+            | Operation::Readable(_) => {
                 debug_assert!(false, "not to be repeated")
             }
         }
@@ -312,7 +320,7 @@ impl Uring {
 
     #[inline]
     fn push(&mut self, owner: Owner, operation: Operation, entry: Entry) {
-        self.make_room();
+        self.make_room(1);
         let generation = match self.memories.get_mut(usize::from(owner.memory.0)) {
             Some(Some(memory)) => memory.started(),
             _ => 0,
@@ -320,11 +328,11 @@ impl Uring {
         self.stage(InFlight { owner, operation, generation, region: None }, entry);
     }
 
-    /// Submits what is in the way of one more entry. Before the entry's vectors are made, because a submission gives
+    /// Submits what is in the way of so many more entries. Before an entry's vectors are made, because a submission gives
     /// the place of all vectors to whoever comes next.
     #[inline]
-    fn make_room(&mut self) {
-        if self.put == ENTRIES {
+    fn make_room(&mut self, entries: u32) {
+        if self.put + entries > ENTRIES {
             self.submit();
         }
     }
@@ -332,6 +340,13 @@ impl Uring {
     /// Notes what an entry is and puts it into the submission queue; there is room: see `make_room`.
     #[inline]
     fn stage(&mut self, it: InFlight, entry: Entry) {
+        let number = self.note(it);
+        self.enqueue(entry, number);
+    }
+
+    /// What is in flight from now on; its number is its entry's user data.
+    #[inline]
+    fn note(&mut self, it: InFlight) -> u64 {
         let at = self.vacant.pop().unwrap_or_else(|| {
             self.flying.push(None);
             // The number comes back to `vacant`, which must not allocate then.
@@ -339,10 +354,15 @@ impl Uring {
             (self.flying.len() - 1) as u32
         });
         self.flying[at as usize] = Some(it);
+        u64::from(at)
+    }
+
+    #[inline]
+    fn enqueue(&mut self, entry: Entry, user_data: u64) {
         // SAFETY: an entry names memory of its owner, which Memory keeps mapped until the operation has ended, vectors
-        // and timeouts, which stay in place until the submission (the kernel copies them: FEAT_SUBMIT_STABLE), and
-        // files of the ring's table or descriptors the thread keeps.
-        let put = unsafe { self.ring.submission().push(&entry.user_data(u64::from(at))) };
+        // and timeouts, which stay in place until the submission (the kernel copies them: FEAT_SUBMIT_STABLE), ports,
+        // which stay as long as `Events` says, and files of the ring's table or descriptors the thread keeps.
+        let put = unsafe { self.ring.submission().push(&entry.user_data(user_data)) };
         put.expect("room in the submission queue");
         self.put += 1;
     }
@@ -363,8 +383,14 @@ impl Uring {
         if !matches!(result, Ok(taken) if taken == put as usize) {
             self.finish(result);
         }
+        self.submitted();
+    }
+
+    /// The kernel has taken all entries, and what they pointed to.
+    fn submitted(&mut self) {
         self.vectors.clear();
         self.timeouts.clear();
+        self.events.unmasked.clear();
     }
 
     /// The kernel has not taken everything: a partial submission is finished before the vectors are used again.
@@ -393,8 +419,7 @@ impl Uring {
             Err(error) if error.raw_os_error() == Some(libc::ETIME) => self.finish(Ok(0)),
             result => self.finish(result),
         }
-        self.vectors.clear();
-        self.timeouts.clear();
+        self.submitted();
     }
 
     /// Submits without waiting and lets the kernel process what has ended; at most one system call.
@@ -470,7 +495,7 @@ impl Uring {
             return None;
         };
         self.handed += 1;
-        Some(self.ended(user_data as usize, result))
+        Some(events::refused_unmask(user_data, result).unwrap_or_else(|| self.ended(user_data as usize, result)))
     }
 
     #[inline(never)]

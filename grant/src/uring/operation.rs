@@ -60,6 +60,8 @@ pub enum Operation {
     Poll(u32),
     /// The end of such a poll.
     Cancel,
+    /// Ports of the source of that number were not unmasked; there is no word of those that were.
+    Unmask(u32),
     /// A queue's wait for a file to have something to read.
     Readable(FileSlot),
 }

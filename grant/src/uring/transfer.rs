@@ -25,7 +25,7 @@ impl Uring {
         if self.vectors.len() + spans.len() > VECTORS {
             self.submit();
         }
-        self.make_room();
+        self.make_room(1);
         let first = self.vectors.len();
         let memory = self.memories[usize::from(owner.memory.0)].as_ref().expect("an open memory");
         let now = Transfer { len: transfer.len.min(most), ..transfer };
@@ -46,7 +46,7 @@ impl Uring {
     /// The most frequent transfer: all of a request's memory, which is one piece.
     #[inline(always)]
     fn transfer_one(&mut self, owner: Owner, transfer: Transfer, span: Span) {
-        self.make_room();
+        self.make_room(1);
         let memory = self.memories[usize::from(owner.memory.0)].as_mut().expect("an open memory");
         let (pages, buffer) = memory.place(span.region).expect("a live region");
         let address = pages.address(span.offset as usize, span.len as usize).expect("inside of the region");

@@ -13,7 +13,7 @@ impl Uring {
         if self.timeouts.len() == self.timeouts.capacity() {
             self.submit();
         }
-        self.make_room();
+        self.make_room(1);
         self.timeouts.push(types::Timespec::from(delay));
         let entry = opcode::Timeout::new(self.timeouts.last().expect("just pushed")).build();
         self.push(owner, Operation::Timeout, entry);

@@ -98,4 +98,8 @@ impl EventChannel for Evtchn {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+
+    fn is_device(&self) -> bool {
+        true
+    }
 }
