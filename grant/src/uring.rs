@@ -65,6 +65,9 @@ struct InFlight {
 const VECTORS: usize = 4096;
 /// Entries of the submission queue.
 const ENTRIES: u32 = 256;
+/// How often entries for events are passed over while there is nothing else to submit: a thread that goes to sleep after
+/// this takes them along, and one that does not is still to hear of others' events.
+const PASSED_OVER: u32 = 2;
 /// Owner of operations that belong to no queue.
 const THREAD: MemoryId = MemoryId(u16::MAX);
 
@@ -77,6 +80,9 @@ pub struct Uring {
     vacant: Vec<u32>,
     /// Entries in the submission queue, for the next submission.
     put: u32,
+    /// Those among them that wait for an event or ask for one, and how often they have been passed over.
+    patient: u32,
+    passed_over: u32,
     /// What the kernel has ended beside whole transfers, and how much of it has been handed out.
     reaped: Vec<(u64, i32)>,
     handed: usize,
@@ -114,6 +120,8 @@ impl Uring {
             flying: Vec::new(),
             vacant: Vec::new(),
             put: 0,
+            patient: 0,
+            passed_over: 0,
             reaped: Vec::with_capacity(ENTRIES as usize * 4),
             handed: 0,
             vectors: Vec::with_capacity(VECTORS),
@@ -391,6 +399,7 @@ impl Uring {
         self.vectors.clear();
         self.timeouts.clear();
         self.events.unmasked.clear();
+        (self.patient, self.passed_over) = (0, 0);
     }
 
     /// The kernel has not taken everything: a partial submission is finished before the vectors are used again.
@@ -422,15 +431,18 @@ impl Uring {
         self.submitted();
     }
 
-    /// Submits without waiting and lets the kernel process what has ended; at most one system call.
+    /// Submits without waiting and lets the kernel process what has ended; at most one system call, and none for entries
+    /// that can wait for the next time.
     pub fn submit_and_peek(&mut self) {
         let queue = self.ring.submission();
         let due = queue.taskrun() || queue.cq_overflow();
         drop(queue);
         if due {
             self.enter(0, EnterFlags::GETEVENTS);
-        } else {
+        } else if self.put > self.patient || self.passed_over == PASSED_OVER {
             self.submit();
+        } else {
+            self.passed_over += u32::from(self.put > 0);
         }
     }
 

@@ -23,6 +23,7 @@ impl Uring {
     pub fn poll(&mut self, number: u32, fd: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), libc::POLLIN as u32).build();
         self.push(Owner { memory: THREAD, slot: 0 }, Operation::Poll(number), entry);
+        self.patient += 1;
     }
 
     /// Completes when there is something to read from the file.

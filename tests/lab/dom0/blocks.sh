@@ -1,6 +1,8 @@
 # Sourced in dom0: what reads of a disk cost, with Windsor and with others, in a machine that counts the instructions of its one CPU: those of
 # guest, backend, dom0 and Xen together.
 
+. /counts
+
 COUNTER=/sys/bus/pci/devices/0000:00:12.0
 
 # instructions: so far.
@@ -26,6 +28,43 @@ read_costs() {
     few=$(spent "$2" "$3" "$4" "$5")
     many=$(spent "$2" "$3" "$4" "$6")
     echo "$1 $3 $4 $(((${many% *} - ${few% *}) / ($6 - $5))) ${many#* }" >>/run/lab/blocks
+}
+
+# backend DOMAIN COMMAND...: of driver/counts, where a backend lives, dom0 among others; prints what it says.
+backend() {
+    local domain=$1
+    shift
+    if [ "$domain" = dom0 ]; then
+        detail=/run/lab/counted
+        : >$detail
+        "$@"
+        cat $detail
+    else
+        tell "$domain" 60 "$@" >&2
+        answer "$domain"
+    fi
+}
+
+# operations BACKEND DISK DOMAIN WORD THREAD REQUESTS: a line of /run/lab/operations for so many reads of 4 KiB at depth 32, which are not among
+# those that costs are counted of: what the domain's kernel asks of grants, interrupts of the backend (with this word in their names) and of the guest, system calls of threads
+# of this name.
+operations() {
+    local before after counted
+    backend "$3" probe "$4"
+    backend "$3" probe_calls "$5"
+    tell g1 60 events blkif
+    before=$(answer g1)
+    tell g1 120 reads "$2" 4k 32 "$6"
+    counted="$(backend "$3" probed "$4") $(backend "$3" probed_calls)"
+    tell g1 60 events blkif
+    after=$(answer g1)
+    echo "$1 $6 $counted $((after - before))" >>/run/lab/operations
+}
+
+# operations_table: for each read. A grant operation is a page copied, mapped or unmapped; a call to the hypervisor may carry many.
+operations_table() {
+    printf '%-12s %12s %12s %12s %12s %12s\n' backend grants/read calls/read events-in/r events-out/r syscalls/r
+    awk '{ printf "%-12s %12.3f %12.3f %12.3f %12.3f %12.3f\n", $1, ($3 + $5 + $7) / $2, ($4 + $6 + $8) / $2, $9 / $2, $11 / $2, $10 / $2 }' /run/lab/operations
 }
 
 # blocks_table: medians of all rounds, and beside them how many times those of the kernel's backend in a driver domain.

@@ -130,7 +130,7 @@ build_dom0() {
     mkdir -p "$tree/etc/xen/scripts" "$tree/var/lib/xen"
     cp "$HERE/dom0/block" "$HERE/dom0/vif" "$tree/etc/xen/scripts/"
     cp "$HERE/dom0/init" "$tree/init"
-    cp "$HERE/guest/net" "$tree/"
+    cp "$HERE/guest/net" "$HERE/driver/counts" "$tree/"
     cc -std=gnu11 -Wall -Wextra -Werror -O2 -shared -fPIC -o "$tree/lib/recorder.so" "$HERE/dom0/recorder.c" ||
         die "cannot build the recorder"
     for name in passwd group; do echo "root:x:0:0:root:/root:/bin/sh" >"$tree/etc/$name"; done
