@@ -14,6 +14,7 @@
 //! A queue never changes thread and is never locked; control speaks to it through the [`Inbox`].
 
 mod channels;
+mod clock;
 mod core;
 mod inbox;
 mod polling;
@@ -144,8 +145,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// it tells gets there.
 const IDLE_EVENTS: u8 = 8;
 
-/// Looks at the rings between two at the clock while polling: where Xen does not call the time stamp counter stable,
-/// which it does only for a clock source of that name, a PV domain's look at the clock is a system call.
+/// Looks at the rings between two at the clock while polling, which may be a system call.
 const LOOKS: u32 = 16;
 
 impl<Q: Queue> Reactor<Q> {
@@ -375,12 +375,12 @@ impl<Q: Queue> Reactor<Q> {
     /// Looks at awake rings for a bounded time, if that has paid lately. True when there is work.
     fn poll(&mut self) -> bool {
         let Some(budget) = self.polling.budget() else { return false };
-        let start = Instant::now();
+        let end = self.core.read_clock() + budget.as_nanos() as u64;
         let found = loop {
             if (0..LOOKS).any(|_| self.look()) {
                 break true;
             }
-            if start.elapsed() >= budget {
+            if self.core.read_clock() >= end {
                 break false;
             }
         };

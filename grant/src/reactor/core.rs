@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::POLL_INBOX;
+use super::clock::Clock;
 use crate::uring::Uring;
 use crate::{DomId, EventChannel, Port};
 
@@ -40,25 +41,19 @@ pub struct Core {
     event_calls: u64,
     /// Read once per pass.
     pub now: Instant,
-    /// The same moment as [`Instant`] and by [`monotonic`].
+    clock: Clock,
+    /// The same moment as [`Instant`] and by the clock.
     begun: (Instant, u64),
-    clock: u64,
-}
-
-/// Nanoseconds of the clock that never goes back; 584 years fit.
-#[inline]
-fn monotonic() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is ours; this clock exists, so it is filled in.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    /// [`Core::now`] by the clock.
+    looked: u64,
 }
 
 impl Core {
     pub(super) fn new(ring: Uring) -> Core {
+        let mut clock = Clock::new();
         let now = Instant::now();
-        let begun = (now, monotonic());
-        Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now, begun, clock: 0 }
+        let begun = (now, clock.read());
+        Core { ring, sources: Vec::new(), next_source: POLL_INBOX, event_calls: 0, now, clock, begun, looked: 0 }
     }
 
     /// Tells a peer. Errors are the kernel's and mean that the channel is gone; the peer will find out.
@@ -72,18 +67,18 @@ impl Core {
     /// [`Core::now`] in nanoseconds, since when is nobody's business: differences of it are cheap.
     #[inline]
     pub fn clock(&self) -> u64 {
-        self.clock
+        self.looked
     }
 
     pub(super) fn look_at_the_clock(&mut self) {
-        self.clock = self.read_clock();
-        self.now = self.begun.0 + Duration::from_nanos(self.clock);
+        self.looked = self.read_clock();
+        self.now = self.begun.0 + Duration::from_nanos(self.looked);
     }
 
     /// The same at this very moment.
     #[inline]
-    pub fn read_clock(&self) -> u64 {
-        monotonic() - self.begun.1
+    pub fn read_clock(&mut self) -> u64 {
+        self.clock.read() - self.begun.1
     }
 
     /// Listens to event channels from now on.
