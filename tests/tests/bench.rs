@@ -43,7 +43,7 @@ fn a_bench_counts_in_fio_s_words() {
         let each = |name: &str| own["per_publish"][name].as_f64().expect("a number");
         assert!(own["grants"].as_u64() >= Some(1056), "{own}");
         assert!(each("batches") == 1.0 && each("notifications_in") <= 1.0 && each("notifications_out") <= 1.0, "{own}");
-        assert!(each("system_calls") <= 5.01 && each("map_calls") == 0.0 && each("copy_calls") == 0.0, "{own}");
+        assert!(each("system_calls") <= 3.01 && each("map_calls") == 0.0 && each("copy_calls") == 0.0, "{own}");
         assert_eq!(each("pages_copied"), if data_path == "arena" { 32.0 } else { 0.0 }, "{own}");
         // Nobody but the queue's own thread has anything to do with a request.
         for (name, thread) in own["threads"].as_object().expect("threads") {
