@@ -72,7 +72,7 @@ pub struct Data {
     grants: Box<dyn Grants>,
     memory: MemoryId,
     per_slot: usize,
-    table: Option<PersistentTable>,
+    table: PersistentTable,
     scratch: Pages,
     zero_copy: bool,
     fixed: bool,
@@ -136,7 +136,7 @@ impl Data {
             grants: setup.grants,
             memory: setup.memory,
             per_slot: setup.segments,
-            table: (setup.max_persistent > 0).then(|| PersistentTable::new(setup.max_persistent)),
+            table: PersistentTable::new(setup.max_persistent),
             scratch: memfd::anonymous(crate::queue::BATCH * PAGE_SIZE)?.pages(),
             zero_copy: setup.zero_copy,
             fixed: setup.fixed,
@@ -242,11 +242,10 @@ impl Data {
         let bytes = zerocopy::IntoBytes::as_mut_bytes(&mut raw[..count]);
         match held.indirect.take() {
             Some(place) => {
-                let table = self.table.as_mut().ok_or("no table")?;
-                let region = table.region(place.slab).ok_or("its page is not mapped")?;
+                let region = self.table.region(place.slab).ok_or("its page is not mapped")?;
                 let pages = ring.memory(self.memory).pages(region).ok_or("its page is not mapped")?;
                 pages.read(usize::from(place.page) * PAGE_SIZE, bytes);
-                table.release(place);
+                self.table.release(place);
             }
             None if held.failed => {
                 held.failed = false;
@@ -270,7 +269,7 @@ impl Data {
         let count = usize::from(self.held[usize::from(slot)].segments);
         // The places of whoever had the slot before were taken when it was released.
         debug_assert!(self.places[base..base + count].iter().all(|place| place.get().is_none()));
-        if self.table.is_none() {
+        if !self.table.takes_any() {
             return;
         }
         for at in base..base + count {
@@ -285,8 +284,9 @@ impl Data {
     /// A page's place in the table, held; `None` when it must be copied.
     #[inline]
     fn place(&mut self, slot: u16, gref: GrantRef, ring: &mut Uring) -> Option<Place> {
-        match self.table.as_mut()?.hold(gref) {
+        match self.table.hold(gref) {
             Some(place) => Some(place),
+            None if !self.table.takes_any() => None,
             None => {
                 // A slab may be mapped, and not be, before this request is through.
                 self.is_unsettled(slot);
@@ -304,7 +304,7 @@ impl Data {
     #[cold]
     fn new_place(&mut self, gref: GrantRef, ring: &mut Uring) -> Option<Place> {
         loop {
-            let table = self.table.as_mut()?;
+            let table = &mut self.table;
             let slab = match self.building {
                 Some(slab) => slab,
                 None => *self.building.insert(table.open_slab()?),
@@ -335,8 +335,8 @@ impl Data {
     }
 
     fn map_slab(&mut self, ring: &mut Uring) {
-        let (Some(slab), Some(table)) = (self.building.take(), self.table.as_mut()) else { return };
-        let mapped = match table.refs(slab) {
+        let Some(slab) = self.building.take() else { return };
+        let mapped = match self.table.refs(slab) {
             [] => None,
             refs => match self.grants.map(refs, Access::ReadWrite) {
                 Ok(memory) => ring.adopt(self.memory, memory, self.fixed && self.zero_copy).ok(),
@@ -347,9 +347,9 @@ impl Data {
             },
         };
         match mapped {
-            Some(region) => table.mapped_as(slab, region),
+            Some(region) => self.table.mapped_as(slab, region),
             None => {
-                table.forget(slab);
+                self.table.forget(slab);
                 self.forget_places(slab);
             }
         }
@@ -442,11 +442,10 @@ impl Data {
     /// Makes a request's memory of its pages; false when one of them is not mapped.
     #[inline]
     fn name_guest_pages(&mut self, base: usize, count: usize) -> bool {
-        let Some(table) = &self.table else { return false };
         let places = self.places[base..base + count].iter().zip(&self.segments[base..base + count]);
         for ((place, segment), to) in places.zip(&mut self.spans[base..base + count]) {
             let Some(place) = place.get() else { return false };
-            let Some(region) = table.region(place.slab) else { return false };
+            let Some(region) = self.table.region(place.slab) else { return false };
             *to = named(segment, region, place);
         }
         true
@@ -461,8 +460,7 @@ impl Data {
         let mut local = run.offset;
         for at in base..base + count {
             let Segment { gref, span } = self.segments[at];
-            let mapped =
-                self.places[at].get().and_then(|place| Some((self.table.as_ref()?.region(place.slab)?, place)));
+            let mapped = self.places[at].get().and_then(|place| Some((self.table.region(place.slab)?, place)));
             match mapped {
                 Some((region, place)) => {
                     let page = (region, usize::from(place.page) * PAGE_SIZE + span.offset() as usize);
@@ -566,8 +564,8 @@ impl Data {
         if let Some((region, mapping)) = transient {
             self.unmap_transient(region, segments, mapping, ring);
         }
-        if let (Some(table), Some(place)) = (&mut self.table, indirect) {
-            table.release(place);
+        if let Some(place) = indirect {
+            self.table.release(place);
         }
     }
 

@@ -237,7 +237,7 @@ impl BlkQueue {
                 self.slots[usize::from(slot)].status = BLKIF_RSP_ERROR;
                 self.ended.push(slot);
             } else {
-                self.parts.journal.set_state(slot, SlotState::Submitted);
+                self.parts.journal.slot(slot).set_state(SlotState::Submitted);
                 self.drive(slot, None, core);
             }
         }
@@ -397,7 +397,7 @@ impl BlkQueue {
             self.copy_out(core);
         }
         let (now, mut tally) = (core.read_clock(), Tally::default());
-        self.answer_plain(now, &mut tally, core);
+        self.answer_plain(now, &mut tally);
         if !self.ended.is_empty() {
             self.answer_others(now, &mut tally, core);
         }
@@ -430,7 +430,7 @@ impl BlkQueue {
             {
                 pass.open();
             }
-            journal.set_done(slot, state.status, ring.rsp_prod());
+            journal.slot(slot).set_done(state.status, ring.rsp_prod());
             ring.respond_words(response(state.id, state.response_op, state.status), len);
             data.release(slot, &mut core.ring);
             tally.add(state, now, meter);
@@ -561,7 +561,7 @@ impl Queue for BlkQueue {
 #[inline(always)]
 fn free_all(ended: &mut Vec<u16>, free: &mut Vec<u16>, journal: &Journal) {
     for &slot in &*ended {
-        journal.set_state(slot, SlotState::Free);
+        journal.slot(slot).set_state(SlotState::Free);
     }
     free.append(ended);
 }

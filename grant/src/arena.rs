@@ -28,18 +28,32 @@ impl Arena {
     }
 
     /// A run of pages for `len` bytes, or `None` until something is given back.
+    #[inline]
     pub fn take(&mut self, len: u32) -> Option<Span> {
+        if len as usize <= PAGE_SIZE && self.used[self.next / 64] & 1 << (self.next % 64) == 0 {
+            // What most want: a page, and the next one is free.
+            return Some(self.hand_out(self.next, 1, len));
+        }
+        self.take_run(len)
+    }
+
+    fn take_run(&mut self, len: u32) -> Option<Span> {
         let want = (len as usize).div_ceil(PAGE_SIZE).max(1);
         if want > self.free {
             return None;
         }
         let first = self.run(self.next, self.pages, want).or_else(|| self.run(0, self.pages, want))?;
-        for page in first..first + want {
+        Some(self.hand_out(first, want, len))
+    }
+
+    #[inline(always)]
+    fn hand_out(&mut self, first: usize, count: usize, len: u32) -> Span {
+        for page in first..first + count {
             self.used[page / 64] |= 1 << (page % 64);
         }
-        self.free -= want;
-        self.next = if first + want >= self.pages { 0 } else { first + want };
-        Some(Span { region: RegionId::ARENA, offset: (first * PAGE_SIZE) as u32, len })
+        self.free -= count;
+        self.next = if first + count >= self.pages { 0 } else { first + count };
+        Span { region: RegionId::ARENA, offset: (first * PAGE_SIZE) as u32, len }
     }
 
     /// Gives a run back.

@@ -76,11 +76,12 @@ pub struct Journal {
     pool_entry: usize,
 }
 
-/// The private copy of a request: nobody writes it any more.
+/// One slot, whose number was checked when it was asked for: the private copy of a request, which nobody writes any more,
+/// and how far it has come.
 #[derive(Clone, Copy)]
-pub struct Copied<'a>(Record<'a, SLOT>);
+pub struct Slot<'a>(Record<'a, SLOT>);
 
-impl Copied<'_> {
+impl Slot<'_> {
     /// Word `at` of the request.
     ///
     /// # Panics
@@ -93,6 +94,20 @@ impl Copied<'_> {
     /// All of them.
     pub fn words(self) -> [u64; WIDE_WORDS] {
         std::array::from_fn(|at| self.word(at))
+    }
+
+    /// Notes how far the request has come.
+    #[inline(always)]
+    pub fn set_state(self, state: SlotState) {
+        self.0.store(0, state as u64);
+    }
+
+    /// Notes that it has ended: its status, and the index its response will have.
+    #[inline(always)]
+    pub fn set_done(self, status: i16, response: u32) {
+        let (status, index) = (u64::from(status as u16), u64::from(response));
+        // One word, so that nobody finds one without the others.
+        self.0.store(0, SlotState::Done as u64 | status << (8 * STATUS_AT) | index << (8 * INDEX_AT));
     }
 }
 
@@ -172,54 +187,40 @@ impl Journal {
     }
 
     #[inline]
-    fn slot(&self, slot: u16) -> usize {
+    fn offset(&self, slot: u16) -> usize {
         debug_assert!(u32::from(slot) < self.count);
         self.slots_at + usize::from(slot) * SLOT
     }
 
     /// Takes the ring's next request into a slot and marks it taken.
     #[inline(always)]
-    pub fn take(&self, slot: u16, ring: &mut BackRing) -> Copied<'_> {
-        ring.take_to(&self.slots, usize::from(slot), REQUEST_AT);
-        self.set_state(slot, SlotState::Taken);
-        self.head.store_half(0, REQ_CONS, ring.req_cons());
-        self.copied(slot)
+    pub fn take(&self, slot: u16, ring: &mut BackRing) -> Slot<'_> {
+        let slot = self.slot(slot);
+        ring.take_to(slot.0, REQUEST_AT);
+        slot.set_state(SlotState::Taken);
+        self.head.first().store_half(REQ_CONS, ring.req_cons());
+        slot
     }
 
-    /// The private copy of a request, to be read word by word.
+    /// A slot, to be worked on word by word.
+    ///
+    /// # Panics
+    /// When there is no such slot.
     #[inline(always)]
-    pub fn copied(&self, slot: u16) -> Copied<'_> {
-        Copied(self.slots.record(usize::from(slot)))
+    pub fn slot(&self, slot: u16) -> Slot<'_> {
+        Slot(self.slots.record(usize::from(slot)))
     }
 
     /// The private copy of a request.
     #[inline]
     pub fn request<T: FromBytes + IntoBytes>(&self, slot: u16) -> T {
         debug_assert!(size_of::<T>() <= MAX_REQUEST);
-        self.pages.load(self.slot(slot) + REQUEST_AT)
-    }
-
-    /// Notes how far a request has come.
-    #[inline(always)]
-    pub fn set_state(&self, slot: u16, state: SlotState) {
-        self.slots.store(usize::from(slot), 0, state as u64);
-    }
-
-    /// Notes that a request has ended: its status, and the index its response will have.
-    #[inline(always)]
-    pub fn set_done(&self, slot: u16, status: i16, response: u32) {
-        let (status, index) = (u64::from(status as u16), u64::from(response));
-        // One word, so that nobody finds one without the others.
-        self.slots.store(
-            usize::from(slot),
-            0,
-            SlotState::Done as u64 | status << (8 * STATUS_AT) | index << (8 * INDEX_AT),
-        );
+        self.pages.load(self.offset(slot) + REQUEST_AT)
     }
 
     /// State, status and response index of a slot; `None` for a state that does not exist.
     pub fn slot_state(&self, slot: u16) -> Option<(SlotState, i16, u32)> {
-        let at = self.slot(slot);
+        let at = self.offset(slot);
         let state = match self.pages.load::<u8>(at) {
             0 => SlotState::Free,
             1 => SlotState::Taken,
@@ -233,7 +234,7 @@ impl Journal {
     /// Notes that the responses up to `rsp_prod` are visible to the frontend.
     #[inline]
     pub fn set_published(&self, rsp_prod: u32) {
-        self.head.store_half(0, RSP_PROD, rsp_prod);
+        self.head.first().store_half(RSP_PROD, rsp_prod);
     }
 
     /// Notes where a ring stood when it was attached.
@@ -277,8 +278,8 @@ mod tests {
         let fd = create(b"{\"abi\":1}", 32, 2048).unwrap();
         let first = Journal::open(fd.try_clone().unwrap()).unwrap();
         first.set_indexes(7, 5);
-        first.set_state(3, SlotState::Submitted);
-        first.set_done(31, -1, 6);
+        first.slot(3).set_state(SlotState::Submitted);
+        first.slot(31).set_done(-1, 6);
         first.write_pool(31, 2040, b"segments");
         let again = Journal::open(fd).unwrap();
         assert_eq!(again.parameters(), b"{\"abi\":1}");

@@ -50,10 +50,9 @@ impl Span {
 }
 
 struct Region {
-    /// Dropped after `buffer` was taken out of the ring's table, see `Memory::free`.
+    /// Dropped after its buffer was taken out of the ring's table, see `Memory::free`.
     memory: SharedMemory,
-    pages: Pages,
-    buffer: Option<u16>,
+    mapped: Mapped,
     /// For one request only, which will be unmapped on the spot: operations on it name nothing else and are counted.
     transient: bool,
     users: u32,
@@ -71,11 +70,12 @@ pub struct Memory {
     retired: VecDeque<(u64, Region)>,
     refused: bool,
     transients: u32,
-    arena: Option<Rc<ArenaPages>>,
+    /// The thread's: the ring keeps it mapped for as long as it lives.
+    arena: Option<Rc<Mapped>>,
 }
 
-/// Where the thread's arena is: the ring keeps it mapped for as long as it lives.
-pub(crate) struct ArenaPages {
+/// Where a mapping is, and the fixed buffer that it is registered as, if it is.
+pub(crate) struct Mapped {
     pub(crate) pages: Pages,
     pub(crate) buffer: Cell<Option<u16>>,
 }
@@ -84,7 +84,7 @@ pub(crate) struct ArenaPages {
 pub const MAX_REGIONS: usize = u16::MAX as usize;
 
 impl Memory {
-    pub(crate) fn new(arena: Option<Rc<ArenaPages>>) -> Memory {
+    pub(crate) fn new(arena: Option<Rc<Mapped>>) -> Memory {
         Memory {
             arena,
             regions: Vec::new(),
@@ -121,7 +121,8 @@ impl Memory {
         let buffer = if wanted { table.insert(&pages) } else { None };
         // A refusal is about the kind of mapping or the memlock limit: asking again for each slab is a waste.
         self.refused |= wanted && buffer.is_none();
-        self.regions[usize::from(index)] = Some(Region { memory, pages, buffer, transient: false, users: 0 });
+        let mapped = Mapped { pages, buffer: Cell::new(buffer) };
+        self.regions[usize::from(index)] = Some(Region { memory, mapped, transient: false, users: 0 });
         Ok(RegionId(index))
     }
 
@@ -216,12 +217,12 @@ impl Memory {
         Ok(())
     }
 
-    fn free(mut region: Region, table: &mut BufferTable<'_>) -> io::Result<()> {
+    fn free(region: Region, table: &mut BufferTable<'_>) -> io::Result<()> {
         // A registered buffer is a long-term pin: it must go first, or the unmap waits for it (block.md F12).
-        if let Some(buffer) = region.buffer.take() {
+        if let Some(buffer) = region.mapped.buffer.take() {
             table.remove(buffer);
         }
-        drop(region.pages);
+        drop(region.mapped);
         region.memory.unmap()
     }
 
@@ -255,24 +256,25 @@ impl Memory {
     /// An operation has ended. True when that lets [`Memory::collect`] free something.
     #[inline]
     pub(crate) fn ended(&mut self, generation: u64) -> bool {
+        self.count_down(generation, 1)
+    }
+
+    /// The same for so many, by the lower half of their generation: the last one that ends so is meant.
+    #[inline]
+    pub(crate) fn ended_many(&mut self, lower: u32, count: u32) -> bool {
+        let before = (self.number as u32).wrapping_sub(lower);
+        self.count_down(self.number - u64::from(before), count)
+    }
+
+    #[inline]
+    fn count_down(&mut self, generation: u64, count: u32) -> bool {
         if generation == self.number {
-            self.newest -= 1;
+            self.newest -= count;
             return false;
         }
         let at = (generation - self.oldest()) as usize;
-        self.older[at] -= 1;
+        self.older[at] -= count;
         self.older[at] == 0 && at == 0
-    }
-
-    /// The same by the lower half of the generation: the last one that ends so is meant.
-    #[inline(always)]
-    pub(crate) fn ended_of(&mut self, lower: u32) -> bool {
-        let before = (self.number as u32).wrapping_sub(lower);
-        if before == 0 {
-            self.newest -= 1;
-            return false;
-        }
-        self.ended(self.number - u64::from(before))
     }
 
     /// Number of the first generation of `older`.
@@ -299,10 +301,7 @@ impl Memory {
     /// The pages of a region; `None` after it was given up.
     #[inline]
     pub fn pages(&self, region: RegionId) -> Option<&Pages> {
-        if region == RegionId::ARENA {
-            return self.arena.as_ref().map(|arena| &arena.pages);
-        }
-        self.regions.get(usize::from(region.0))?.as_ref().map(|region| &region.pages)
+        self.mapped_as(region).map(|mapped| &mapped.pages)
     }
 
     /// Where a piece of a fixed buffer is, and which buffer; `None` when its region is not one.
@@ -311,25 +310,23 @@ impl Memory {
     /// When it is outside of its region: places are ours, never a peer's.
     #[inline(always)]
     pub(crate) fn fixed(&self, piece: Span) -> Option<(NonNull<u8>, u16)> {
-        let (pages, buffer) = self.place(piece.region)?;
-        Some((pages.address(piece.offset as usize, piece.len as usize).expect("inside of the region"), buffer?))
+        let Mapped { pages, buffer } = self.mapped_as(piece.region)?;
+        let buffer = buffer.get()?;
+        Some((pages.address(piece.offset as usize, piece.len as usize).expect("inside of the region"), buffer))
     }
 
-    /// The pages of a region and the fixed buffer that they are, if they are one.
-    #[inline]
-    pub(crate) fn place(&self, region: RegionId) -> Option<(&Pages, Option<u16>)> {
-        if region == RegionId::ARENA {
-            return self.arena.as_ref().map(|arena| (&arena.pages, arena.buffer.get()));
+    #[inline(always)]
+    pub(crate) fn mapped_as(&self, region: RegionId) -> Option<&Mapped> {
+        match self.regions.get(usize::from(region.0)) {
+            Some(region) => region.as_ref().map(|region| &region.mapped),
+            // Its number is beyond all of theirs.
+            None => self.arena.as_deref().filter(|_| region == RegionId::ARENA),
         }
-        self.regions.get(usize::from(region.0))?.as_ref().map(|region| (&region.pages, region.buffer))
     }
 
     #[inline]
     pub(crate) fn buffer(&self, region: RegionId) -> Option<u16> {
-        if region == RegionId::ARENA {
-            return self.arena.as_ref()?.buffer.get();
-        }
-        self.regions.get(usize::from(region.0))?.as_ref()?.buffer
+        self.mapped_as(region)?.buffer.get()
     }
 
     /// Copies `len` bytes inside this memory.

@@ -276,12 +276,18 @@ pub(crate) struct Records<const STRIDE: usize> {
 unsafe impl<const STRIDE: usize> Send for Records<STRIDE> {}
 
 impl<const STRIDE: usize> Records<STRIDE> {
-    /// `count` records from `offset`; `None` when they are not all there, not aligned to what moves at a time, or not ours
-    /// to write.
+    /// `count` records from `offset`; `None` when there are none, or not all are there, aligned to what moves at a time and
+    /// ours to write.
     pub(crate) fn new(pages: &Pages, offset: usize, count: usize) -> Option<Records<STRIDE>> {
         let first = pages.address(offset, count.checked_mul(STRIDE)?)?;
         let aligned = STRIDE.is_multiple_of(8) && (first.as_ptr() as usize).is_multiple_of(size_of::<Pair>());
-        (aligned && pages.mapping.writable).then(|| Records { first, count, _pages: pages.clone() })
+        (count > 0 && aligned && pages.mapping.writable).then(|| Records { first, count, _pages: pages.clone() })
+    }
+
+    /// The first of them, which there always is.
+    #[inline(always)]
+    pub(crate) fn first(&self) -> Record<'_, STRIDE> {
+        Record { first: self.first, records: PhantomData }
     }
 
     /// A record, whose number is checked here.
@@ -293,58 +299,6 @@ impl<const STRIDE: usize> Records<STRIDE> {
         assert!(record < self.count);
         // SAFETY: the record is one of those that were checked.
         Record { first: unsafe { self.first.add(record * STRIDE) }, records: PhantomData }
-    }
-
-    #[inline(always)]
-    fn word(&self, record: usize, at: usize) -> *mut u64 {
-        self.record(record).word(at)
-    }
-
-    /// The word at byte `at` of a record.
-    ///
-    /// # Panics
-    /// When there is no such record, or no such word in it.
-    #[inline(always)]
-    pub(crate) fn load(&self, record: usize, at: usize) -> u64 {
-        // SAFETY: mapped and aligned, see `word`; a volatile load of an integer tolerates any writer.
-        unsafe { self.word(record, at).read_volatile() }
-    }
-
-    /// Sets the word at byte `at` of a record.
-    ///
-    /// # Panics
-    /// As [`Records::load`].
-    #[inline(always)]
-    pub(crate) fn store(&self, record: usize, at: usize, value: u64) {
-        // SAFETY: mapped, ours to write and aligned, see `word` and `new`.
-        unsafe { self.word(record, at).write_volatile(value) }
-    }
-
-    /// Sets half a word at byte `at` of a record.
-    ///
-    /// # Panics
-    /// As [`Records::load`].
-    #[inline(always)]
-    pub(crate) fn store_half(&self, record: usize, at: usize, value: u32) {
-        let half = at % 8 / 4;
-        let word = self.word(record, at - at % 8).cast::<u32>();
-        assert!(at.is_multiple_of(4));
-        // SAFETY: as in `store`; the half lies in its word.
-        unsafe { word.add(half).write_volatile(value) }
-    }
-
-    /// Writes words from byte `at` of a record on.
-    ///
-    /// # Panics
-    /// As [`Records::load`].
-    #[inline(always)]
-    pub(crate) fn store_all<const N: usize>(&self, record: usize, at: usize, words: &[u64; N]) {
-        assert!(at + N * 8 <= STRIDE);
-        let first = self.word(record, at);
-        for (word, value) in words.iter().enumerate() {
-            // SAFETY: as in `store`; N words from `at` on lie in the record.
-            unsafe { first.add(word).write_volatile(*value) }
-        }
     }
 }
 
@@ -375,8 +329,42 @@ impl<const STRIDE: usize> Record<'_, STRIDE> {
     /// When there is no such word.
     #[inline(always)]
     pub(crate) fn load(self, at: usize) -> u64 {
-        // SAFETY: as in `Records::load`.
+        // SAFETY: mapped and aligned, see `word`; a volatile load of an integer tolerates any writer.
         unsafe { self.word(at).read_volatile() }
+    }
+
+    /// Sets the word at byte `at`.
+    ///
+    /// # Panics
+    /// As [`Record::load`].
+    #[inline(always)]
+    pub(crate) fn store(self, at: usize, value: u64) {
+        // SAFETY: mapped, ours to write and aligned, see `word` and `Records::new`.
+        unsafe { self.word(at).write_volatile(value) }
+    }
+
+    /// Sets half a word at byte `at`.
+    ///
+    /// # Panics
+    /// As [`Record::load`].
+    #[inline(always)]
+    pub(crate) fn store_half(self, at: usize, value: u32) {
+        assert!(at.is_multiple_of(4));
+        let word = self.word(at - at % 8).cast::<u32>();
+        // SAFETY: as in `store`; the half lies in its word.
+        unsafe { word.add(at % 8 / 4).write_volatile(value) }
+    }
+
+    /// Writes words from byte `at` on.
+    ///
+    /// # Panics
+    /// As [`Record::load`].
+    #[inline(always)]
+    pub(crate) fn store_all<const N: usize>(self, at: usize, words: &[u64; N]) {
+        assert!(at + N * 8 <= STRIDE);
+        for (word, value) in words.iter().enumerate() {
+            self.store(at + word * 8, *value);
+        }
     }
 
     /// Copies the whole of another record to byte `at` of this one, each word once.

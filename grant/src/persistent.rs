@@ -12,11 +12,12 @@ use crate::{GrantRef, MAX_MAP};
 
 /// A mapped page: a slab and a page in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Place {
+    /// The page in its slab.
+    pub page: u16,
     /// The slab.
     pub slab: u16,
-    /// The page in it.
-    pub page: u16,
 }
 
 /// A [`Place`] or none, in four bytes that are zero for none: long tables of it cost nothing until they are used.
@@ -103,6 +104,12 @@ impl PersistentTable {
         PersistentTable { entries, gone: 0, slabs: Vec::new(), vacant: Vec::new(), hand: 0, mapped: 0, cap }
     }
 
+    /// False when it was made to hold nothing.
+    #[inline]
+    pub fn takes_any(&self) -> bool {
+        self.cap > 0
+    }
+
     /// Pages mapped, or about to be.
     pub fn mapped(&self) -> usize {
         self.mapped
@@ -120,37 +127,32 @@ impl PersistentTable {
 
     /// The same if its slab is mapped, and as what.
     #[inline(always)]
-    pub fn hold_mapped(&mut self, gref: GrantRef) -> Option<(MaybePlace, Place, RegionId)> {
-        let entry = self.entry(gref)?;
-        let place = entry.place.get()?;
+    pub fn hold_mapped(&mut self, gref: GrantRef) -> Option<(Place, RegionId)> {
+        let place = self.find(gref)?;
         let slab = &mut self.slabs[usize::from(place.slab)];
         let region = slab.region?;
         slab.holds += 1;
         slab.used = true;
-        Some((entry.place, place, region))
-    }
-
-    fn find(&self, gref: GrantRef) -> Option<Place> {
-        self.entry(gref)?.place.get()
+        Some((place, region))
     }
 
     #[inline(always)]
-    fn entry(&self, gref: GrantRef) -> Option<Entry> {
+    fn find(&self, gref: GrantRef) -> Option<Place> {
         let at = self.start(gref);
         let entry = self.entries[at];
         // Most are found where they would be first.
-        if entry.is(gref) { Some(entry) } else { self.entry_after(at, gref) }
+        if entry.is(gref) { entry.place.get() } else { self.find_after(at, gref).get() }
     }
 
     #[inline(never)]
-    fn entry_after(&self, mut at: usize, gref: GrantRef) -> Option<Entry> {
+    fn find_after(&self, mut at: usize, gref: GrantRef) -> MaybePlace {
         while !self.entries[at].is_empty() {
             at = (at + 1) & (self.entries.len() - 1);
             if self.entries[at].is(gref) {
-                return Some(self.entries[at]);
+                return self.entries[at].place;
             }
         }
-        None
+        MaybePlace::NONE
     }
 
     /// Drops a hold.

@@ -12,7 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use zerocopy::IntoBytes;
 
-use crate::pages::Records;
+use crate::pages::{Record, Records};
 use crate::{PAGE_SIZE, Pages};
 
 const REQ_PROD: usize = 0;
@@ -43,7 +43,8 @@ pub const fn entries(pages: usize, slot_size: usize) -> u32 {
 /// What both halves need to find a slot.
 struct Layout {
     pages: Pages,
-    entries: u32,
+    /// Slots, less one.
+    mask: u32,
     slot_size: usize,
     /// The slots of a block ring for 64-bit guests.
     wide: Option<Records<WIDE>>,
@@ -59,12 +60,29 @@ impl Layout {
         let entries = entries(pages.len() / PAGE_SIZE, slot_size);
         assert!(entries > 0, "a ring needs at least one slot");
         let wide = (slot_size == WIDE).then(|| Records::new(&pages, SLOTS_AT, entries as usize)).flatten();
-        Layout { pages, entries, slot_size, wide }
+        Layout { pages, mask: entries - 1, slot_size, wide }
+    }
+
+    fn entries(&self) -> u32 {
+        self.mask + 1
     }
 
     #[inline]
     fn slot(&self, index: u32) -> usize {
-        SLOTS_AT + (index & (self.entries - 1)) as usize * self.slot_size
+        SLOTS_AT + (index & self.mask) as usize * self.slot_size
+    }
+
+    /// A slot that is shorter than the widest, zeros behind it.
+    #[cold]
+    fn narrow(&self, index: u32) -> [u64; WIDE_WORDS] {
+        let mut words = [0; WIDE_WORDS];
+        self.pages.read(self.slot(index), &mut words.as_mut_bytes()[..self.slot_size]);
+        words
+    }
+
+    #[cold]
+    fn write_narrow(&self, index: u32, words: [u64; 2], len: usize) {
+        self.pages.write(self.slot(index), &words.as_bytes()[..len]);
     }
 }
 
@@ -99,7 +117,7 @@ impl BackRing {
 
     /// Slots in the ring.
     pub fn entries(&self) -> u32 {
-        self.layout.entries
+        self.layout.entries()
     }
 
     /// Index of the next request to take.
@@ -122,8 +140,8 @@ impl BackRing {
         // Everything between rsp_prod and req_prod is outstanding; the frontend may have at most a ring of that.
         let outstanding = producer.wrapping_sub(self.rsp_prod);
         let taken = self.req_cons.wrapping_sub(self.rsp_prod);
-        if outstanding > self.layout.entries || outstanding < taken {
-            return Err(RingBroken { producer, ours: self.req_cons, entries: self.layout.entries });
+        if outstanding > self.layout.entries() || outstanding < taken {
+            return Err(RingBroken { producer, ours: self.req_cons, entries: self.layout.entries() });
         }
         Ok(outstanding - taken)
     }
@@ -136,29 +154,17 @@ impl BackRing {
         self.req_cons = self.req_cons.wrapping_add(1);
     }
 
-    /// The same into record `to` of `records` from byte `at` on, zeros behind a shorter slot.
+    /// The same into a record from byte `at` on, zeros behind a shorter slot.
     ///
     /// # Panics
     /// When a slot is longer than what is left of the record.
     #[inline(always)]
-    pub(crate) fn take_to<const STRIDE: usize>(&mut self, records: &Records<STRIDE>, to: usize, at: usize) {
+    pub(crate) fn take_to<const STRIDE: usize>(&mut self, to: Record<'_, STRIDE>, at: usize) {
         match &self.layout.wide {
-            Some(slots) => {
-                let slot = slots.record((self.req_cons & (self.layout.entries - 1)) as usize);
-                records.record(to).copy(at, slot);
-            }
-            None => records.store_all(to, at, &self.narrow()),
+            Some(slots) => to.copy(at, slots.record((self.req_cons & self.layout.mask) as usize)),
+            None => to.store_all(at, &self.layout.narrow(self.req_cons)),
         }
         self.req_cons = self.req_cons.wrapping_add(1);
-    }
-
-    /// The next request, for a slot that is shorter than the widest.
-    #[inline(never)]
-    fn narrow(&self) -> [u64; WIDE_WORDS] {
-        let mut words = [0; WIDE_WORDS];
-        let offset = self.layout.slot(self.req_cons);
-        self.layout.pages.read(offset, &mut words.as_mut_bytes()[..self.layout.slot_size]);
-        words
     }
 
     /// [`BackRing::respond`] with the first `len` bytes of two words, or with all of them where the slot has padding
@@ -166,8 +172,8 @@ impl BackRing {
     #[inline(always)]
     pub fn respond_words(&mut self, response: [u64; 2], len: usize) {
         match &self.layout.wide {
-            Some(slots) => slots.store_all((self.rsp_prod & (self.layout.entries - 1)) as usize, 0, &response),
-            None => self.layout.pages.write(self.layout.slot(self.rsp_prod), &response.as_bytes()[..len]),
+            Some(slots) => slots.record((self.rsp_prod & self.layout.mask) as usize).store_all(0, &response),
+            None => self.layout.write_narrow(self.rsp_prod, response, len),
         }
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
     }
@@ -240,13 +246,13 @@ impl FrontRing {
 
     /// Slots in the ring.
     pub fn entries(&self) -> u32 {
-        self.layout.entries
+        self.layout.entries()
     }
 
     /// Requests that may still be put.
     #[inline]
     pub fn free(&self) -> u32 {
-        self.layout.entries - self.req_prod.wrapping_sub(self.rsp_cons)
+        self.layout.entries() - self.req_prod.wrapping_sub(self.rsp_cons)
     }
 
     /// Writes the next request, invisible before [`FrontRing::push`]. The caller has checked [`FrontRing::free`].
@@ -274,7 +280,7 @@ impl FrontRing {
         let producer = self.layout.pages.load_acquire(RSP_PROD);
         let waiting = producer.wrapping_sub(self.rsp_cons);
         if waiting > self.published.wrapping_sub(self.rsp_cons) {
-            return Err(RingBroken { producer, ours: self.rsp_cons, entries: self.layout.entries });
+            return Err(RingBroken { producer, ours: self.rsp_cons, entries: self.layout.entries() });
         }
         Ok(waiting)
     }

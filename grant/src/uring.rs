@@ -31,7 +31,7 @@ pub use operation::{Completion, Direction, Operation, Outcome, Owner, Transfer};
 
 use crate::arena::Arena;
 use crate::caps::{self, BUFFER_SLOTS, Caps, FILE_SLOTS};
-use crate::memory::{ArenaPages, Memory, RegionId, Span};
+use crate::memory::{Mapped, Memory, RegionId, Span};
 use crate::{PAGE_SIZE, Pages, SharedMemory, memfd};
 use events::Events;
 use whole::Whole;
@@ -98,7 +98,7 @@ pub struct Uring {
 /// The arena that the thread's queues share.
 struct SharedArena {
     memory: SharedMemory,
-    place: Rc<ArenaPages>,
+    place: Rc<Mapped>,
     free: Arena,
 }
 
@@ -142,7 +142,7 @@ impl Uring {
     pub fn open_arena(&mut self, pages: usize, fixed: bool) -> io::Result<()> {
         if self.arena.is_none() {
             let memory = memfd::anonymous(pages * PAGE_SIZE)?;
-            let place = Rc::new(ArenaPages { pages: memory.pages(), buffer: Cell::new(None) });
+            let place = Rc::new(Mapped { pages: memory.pages(), buffer: Cell::new(None) });
             self.arena = Some(SharedArena { memory, place, free: Arena::new(pages) });
         }
         if fixed
@@ -470,16 +470,16 @@ impl Uring {
         let (mut next, mut emptied) = (queue.next(), false);
         let any = next.is_some();
         while let Some(entry) = next {
-            let Some(first) = Whole::from_user_data(entry.user_data()) else {
+            let Some(Whole { owner, .. }) = Whole::from_user_data(entry.user_data()) else {
                 self.reaped.push((entry.user_data(), entry.result()));
                 next = queue.next();
                 continue;
             };
-            let id = first.owner.memory;
-            let memory = self.memories[id.index()].as_mut().expect("open while it works");
-            let mut ended = EndedWholes::new(&mut queue, memory, (first, entry.result()));
-            whole(id, &mut ended);
-            (next, emptied) = (ended.rest(), emptied | ended.emptied);
+            let memory = self.memories[owner.memory.index()].as_mut().expect("open while it works");
+            let mut ended = EndedWholes::new(&mut queue, memory, entry);
+            whole(owner.memory, &mut ended);
+            let (rest, last) = ended.finish();
+            (next, emptied) = (rest, emptied | last);
         }
         drop(queue);
         if emptied {

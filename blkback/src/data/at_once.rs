@@ -9,25 +9,24 @@ impl Data {
     /// Whether there can be requests whose pages are all mapped already.
     #[inline]
     pub fn takes_at_once(&self) -> bool {
-        self.table.is_some()
+        self.table.takes_any()
     }
 
     /// Takes the segments of a request, `count` of them as they stand in its slot, and finds their pages, each of which is
     /// then held. Returns the bytes of data; `None`, with nothing held, if a segment is impossible or its page not mapped.
     pub fn locate_at_once(&mut self, slot: u16, count: u8, wire: impl Fn(usize) -> u64) -> Option<u32> {
         let (base, count) = (self.base(slot), usize::from(count));
-        let table = self.table.as_mut()?;
         let (segments, places) = (&mut self.segments[base..base + count], &mut self.places[base..base + count]);
         let spans = &mut self.spans[base..base + count];
         let mut len = 0;
         for at in 0..count {
             let segment = Segment::from_word(wire(at));
-            let found = segment.and_then(|segment| Some((segment, table.hold_mapped(segment.gref)?)));
-            let Some((segment, (held, place, region))) = found else {
+            let found = segment.and_then(|segment| Some((segment, self.table.hold_mapped(segment.gref)?)));
+            let Some((segment, (place, region))) = found else {
                 self.release_places(base, at);
                 return None;
             };
-            (segments[at], places[at], spans[at]) = (segment, held, named(&segment, region, place));
+            (segments[at], places[at], spans[at]) = (segment, Some(place).into(), named(&segment, region, place));
             len += segment.span.len();
         }
         let held = &mut self.held[usize::from(slot)];
@@ -61,10 +60,9 @@ impl Data {
     /// Drops the holds on the first `count` pages of a request.
     #[inline(always)]
     pub(super) fn release_places(&mut self, base: usize, count: usize) {
-        let Some(table) = &mut self.table else { return };
         for place in &mut self.places[base..base + count] {
             if let Some(place) = std::mem::take(place).get() {
-                table.release(place);
+                self.table.release(place);
             }
         }
     }

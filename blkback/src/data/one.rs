@@ -3,7 +3,7 @@
 
 use grant::PAGE_SIZE;
 use grant::memory::{RegionId, Span};
-use grant::persistent::MaybePlace;
+use grant::persistent::Place;
 use grant::uring::{Uring, Wholes};
 
 use super::{Data, named};
@@ -12,58 +12,61 @@ use crate::request::Segment;
 /// What a request of one segment holds.
 #[derive(Clone, Copy, Debug)]
 pub struct One {
-    place: MaybePlace,
+    place: Place,
     /// Its data in the guest's page.
-    page: Span,
+    first: u16,
+    len: u16,
     /// First byte of its run of the arena, unless the disk works on the page itself.
     run: u32,
 }
 
 impl One {
     /// What tables are filled with.
-    pub const NONE: One = One { place: MaybePlace::NONE, page: Span::EMPTY, run: 0 };
+    pub const NONE: One = One { place: Place { slab: 0, page: 0 }, first: 0, len: 0, run: 0 };
 
     /// Bytes of data.
     #[inline(always)]
-    pub fn bytes(&self) -> u32 {
-        self.page.len
+    pub fn bytes(self) -> u32 {
+        self.len.into()
     }
 
     #[inline(always)]
-    fn run(&self) -> Span {
-        Span { region: RegionId::ARENA, offset: self.run, len: self.page.len }
+    fn run(self) -> Span {
+        Span { region: RegionId::ARENA, offset: self.run, len: self.bytes() }
     }
 }
 
 impl Data {
-    /// Takes the segment of a request as it stands in its slot, holds its page, and gives the request its memory: the page,
-    /// or a run of the arena, to which a write's data is then copied. `None`, with nothing held, if the segment is
-    /// impossible, its page not mapped, or the arena full.
+    /// Takes the segment of a request as it stands in its slot, holds its page, and gives the request its memory, which is
+    /// returned: the page, or a run of the arena, to which a write's data is then copied. `None`, with nothing held, if the
+    /// segment is impossible, its page not mapped, or the arena full.
     #[inline(always)]
-    pub fn take_one(&mut self, wire: u64, write: bool, wholes: &mut Wholes<'_>) -> Option<One> {
+    pub fn take_one(&mut self, wire: u64, write: bool, wholes: &mut Wholes<'_>) -> Option<(One, Span)> {
         let segment = Segment::from_word(wire)?;
-        let (held, place, region) = self.table.as_mut()?.hold_mapped(segment.gref)?;
+        let (place, region) = self.table.hold_mapped(segment.gref)?;
         let page = named(&segment, region, place);
-        let mut one = One { place: held, page, run: 0 };
-        if !self.zero_copy {
-            let Some(run) = wholes.take_arena(page.len) else {
-                self.release_page(&one);
-                return None;
-            };
-            self.in_arena += 1;
-            one.run = run.offset;
-            if write {
-                wholes.memory().copy_span(run, page);
-                self.count_copy(page.len);
+        let (run, piece) = match self.zero_copy {
+            true => (0, page),
+            false => {
+                let run = self.take_one_run(place, page, write, wholes)?;
+                (run, Span { region: RegionId::ARENA, offset: run, len: page.len })
             }
-        }
-        Some(one)
+        };
+        Some((One { place, first: segment.span.offset() as u16, len: page.len as u16, run }, piece))
     }
 
-    /// The memory that the disk works on.
-    #[inline(always)]
-    pub fn memory_of(&self, one: &One) -> Span {
-        if self.zero_copy { one.page } else { one.run() }
+    /// A run of the arena, by its first byte, for what is on a page that is held, or no longer.
+    fn take_one_run(&mut self, place: Place, page: Span, write: bool, wholes: &mut Wholes<'_>) -> Option<u32> {
+        let Some(run) = wholes.take_arena(page.len) else {
+            self.table.release(place);
+            return None;
+        };
+        self.in_arena += 1;
+        if write {
+            wholes.memory().copy_span(run, page);
+            self.count_copy(page.len);
+        }
+        Some(run.offset)
     }
 
     /// Drops what a request was given by [`Data::take_one`] that is not submitted.
@@ -73,34 +76,36 @@ impl Data {
             self.in_arena -= 1;
             wholes.give_arena(one.run());
         }
-        self.release_page(one);
+        self.release_one(*one);
     }
 
-    /// Brings the guest what was read.
+    /// Gives a request's run of the arena back, after what was read has been brought from there to the guest.
     #[inline(always)]
-    pub fn copy_out_one(&mut self, one: &One, ring: &Uring) {
-        if !self.zero_copy {
-            ring.memory(self.memory).copy_span(one.page, one.run());
-            self.count_copy(one.page.len);
+    pub fn leave_arena(&mut self, one: One, read: bool, ring: &mut Uring) {
+        if self.zero_copy {
+            return;
         }
+        if read {
+            ring.memory(self.memory).copy_span(self.page_of(one), one.run());
+            self.count_copy(one.bytes());
+        }
+        self.in_arena -= 1;
+        ring.give_arena(one.run());
     }
 
-    /// Gives everything back that a request holds.
+    /// Lets go of a request's page.
     #[inline(always)]
-    pub fn release_one(&mut self, one: &One, ring: &mut Uring) {
-        if !self.zero_copy {
-            self.in_arena -= 1;
-            ring.give_arena(one.run());
-        }
-        self.release_page(one);
+    pub fn release_one(&mut self, one: One) {
+        self.table.release(one.place);
     }
 
     /// Has a request go on the long way, as if it had come to its disk on it.
     #[cold]
-    pub fn lengthen(&mut self, slot: u16, one: &One, segment: Segment) {
+    pub fn lengthen(&mut self, slot: u16, one: One, segment: Segment) {
         self.set_segments(slot, &[segment]);
         let base = self.base(slot);
-        (self.places[base], self.spans[base]) = (one.place, self.memory_of(one));
+        self.places[base] = Some(one.place).into();
+        self.spans[base] = if self.zero_copy { self.page_of(one) } else { one.run() };
         let held = &mut self.held[usize::from(slot)];
         held.spans = 1;
         if !self.zero_copy {
@@ -108,16 +113,16 @@ impl Data {
         }
     }
 
+    /// Its data in the guest's page, which is mapped for as long as it is held.
     #[inline(always)]
-    fn release_page(&mut self, one: &One) {
-        if let (Some(table), Some(place)) = (&mut self.table, one.place.get()) {
-            table.release(place);
-        }
+    fn page_of(&self, one: One) -> Span {
+        let region = self.table.region(one.place.slab).expect("held pages are mapped");
+        let offset = u32::from(one.place.page) * PAGE_SIZE as u32 + u32::from(one.first);
+        Span { region, offset, len: one.bytes() }
     }
 
     #[inline(always)]
     fn count_copy(&mut self, len: u32) {
-        debug_assert!(len as usize <= PAGE_SIZE);
         self.memcpy_bytes += u64::from(len);
         self.pages_copied += 1;
     }

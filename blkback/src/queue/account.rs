@@ -11,14 +11,19 @@ use crate::stats::Counter;
 /// What most requests of a batch are, summed up before it is counted where others can see it.
 #[derive(Default)]
 pub(super) struct Tally {
-    reads: u64,
-    read_bytes: u64,
+    /// All of them, and the bytes of reads and writes.
+    answered: u64,
+    bytes: u64,
+    /// Of these, writes.
     writes: u64,
     write_bytes: u64,
+    /// Of these, neither reads nor writes.
+    rare: u64,
     nanoseconds: u64,
-    /// When requests were taken, and how many in a row were then: what was taken together is mostly answered together.
+    /// When requests were taken, and how many had been answered when the first of them was: what was taken together is
+    /// mostly answered together.
     taken: u64,
-    times: u64,
+    before: u64,
 }
 
 impl Tally {
@@ -30,41 +35,38 @@ impl Tally {
         }
         let len = u64::from(state.job.len);
         match state.job.operation {
-            Operation::Read => self.add_bytes(false, len),
-            Operation::Write => self.add_bytes(true, len),
-            _ => count_rare(state, len, meter),
+            Operation::Read => self.add_plain(false, len, state.taken, now, meter),
+            Operation::Write => self.add_plain(true, len, state.taken, now, meter),
+            _ => {
+                self.rare += 1;
+                count_rare(state, len, meter);
+                self.add_plain(false, 0, state.taken, now, meter);
+            }
         }
         if state.status != BLKIF_RSP_OKAY {
             meter.add(Counter::Errors as usize, 1);
         }
-        self.add_time(state.taken, now, meter);
     }
 
-    /// Counts a read or write that has ended well.
+    /// Counts a read or write that was taken at `taken`.
     #[inline(always)]
-    pub(super) fn add_bytes(&mut self, write: bool, len: u64) {
-        if write {
-            self.writes += 1;
-            self.write_bytes += len;
-        } else {
-            self.reads += 1;
-            self.read_bytes += len;
-        }
-    }
-
-    /// Counts the time of a request.
-    #[inline(always)]
-    pub(super) fn add_time(&mut self, taken: u64, now: u64, meter: &Block) {
+    pub(super) fn add_plain(&mut self, write: bool, len: u64, taken: u64, now: u64, meter: &Block) {
         if taken != self.taken {
             self.record(now, meter);
             self.taken = taken;
         }
-        self.times += 1;
+        self.answered += 1;
+        self.bytes += len;
+        if write {
+            self.writes += 1;
+            self.write_bytes += len;
+        }
     }
 
     /// Puts those that were taken together into the histogram.
     pub(super) fn record(&mut self, now: u64, meter: &Block) {
-        let (times, nanoseconds) = (std::mem::take(&mut self.times), now.saturating_sub(self.taken));
+        let (times, nanoseconds) = (self.answered - self.before, now.saturating_sub(self.taken));
+        self.before = self.answered;
         if times > 0 {
             self.nanoseconds += nanoseconds * times;
             meter.record(nanoseconds, times);
@@ -86,9 +88,9 @@ fn count_rare(state: &Slot, len: u64, meter: &Block) {
 
 impl BlkQueue {
     pub(super) fn account_tally(&self, tally: &Tally) {
-        let Tally { reads, read_bytes, writes, write_bytes, nanoseconds, .. } = *tally;
-        self.count(Counter::Reads, reads);
-        self.count(Counter::ReadBytes, read_bytes);
+        let Tally { answered, bytes, writes, write_bytes, rare, nanoseconds, .. } = *tally;
+        self.count(Counter::Reads, answered - writes - rare);
+        self.count(Counter::ReadBytes, bytes - write_bytes);
         self.count(Counter::Writes, writes);
         self.count(Counter::WriteBytes, write_bytes);
         self.count(Counter::Nanoseconds, nanoseconds);

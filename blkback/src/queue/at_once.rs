@@ -14,7 +14,7 @@ impl BlkQueue {
     /// mapped. False leaves it to the longer way, with nothing held.
     pub(super) fn start_at_once(&mut self, slot: u16, file: FileSlot, now: u64, core: &mut Core) -> bool {
         let Parts { data, journal, memory, limits, .. } = &mut self.parts;
-        let copy = journal.copied(slot);
+        let copy = journal.slot(slot);
         let Some(plain) = Plain::parse(|at| copy.word(at), limits) else { return false };
         let Plain { id, operation, response_op, sector, count } = plain;
         let located = data.locate_at_once(slot, count, |at| copy.word(Plain::SEGMENTS_AT + at));
@@ -29,7 +29,7 @@ impl BlkQueue {
         let job = Job { slot, operation, at, len, last: true, ..Job::NONE };
         self.slots[usize::from(slot)] = Slot { id, response_op, job, started: true, pending: 1, ..Slot::new(now) };
         self.running += 1;
-        journal.set_state(slot, SlotState::Submitted);
+        copy.set_state(SlotState::Submitted);
         let transfer = Transfer { direction: direction(operation), file, at, start: 0, len };
         core.ring.transfer(Owner { memory: *memory, slot }, transfer, data.spans(slot), u32::MAX);
         true

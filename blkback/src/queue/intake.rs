@@ -5,7 +5,7 @@ use grant::reactor::Core;
 
 use super::{BATCH, BlkQueue, Parts, Slot};
 use crate::disk::{Edges, Job};
-use crate::proto::{BLKIF_RSP_ERROR, BlkifRequestSegment, SECTOR_SIZE, SEGMENTS_PER_PAGE};
+use crate::proto::{Abi, BLKIF_RSP_ERROR, BlkifRequestSegment, SECTOR_SIZE, SEGMENTS_PER_PAGE};
 use crate::request::{Operation, Rejected, Request, Segments, byte_range, data_len, discard_range};
 use crate::stats::Counter;
 
@@ -17,8 +17,8 @@ impl BlkQueue {
         let plain_disk = self.parts.pass.is_none() && self.unit == SECTOR_SIZE as u32;
         let direct = self.parts.disk.direct().filter(|_| plain_disk && self.parts.data.takes_at_once());
         match direct {
-            Some(file) => self.take_plain(room, file, core),
-            None => self.take_all(room),
+            Some(file) if self.parts.limits.abi == Abi::X86_64 => self.take_plain(room, file, core),
+            _ => self.take_all(room),
         }
         if self.batch.is_empty() {
             return;
@@ -46,7 +46,7 @@ impl BlkQueue {
     /// Parses whatever may have been taken, for the longer way. Indirect requests are numbered. False when it is answered
     /// at once.
     fn accept(&mut self, slot: u16, now: u64, indirect: &mut usize, core: &mut Core) -> bool {
-        let copy = self.parts.journal.copied(slot).words();
+        let copy = self.parts.journal.slot(slot).words();
         let request = match Request::parse(zerocopy::IntoBytes::as_bytes(&copy), &self.parts.limits) {
             Ok(request) => request,
             Err(rejected) => {

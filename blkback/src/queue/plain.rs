@@ -25,8 +25,8 @@ impl Quick {
 }
 
 impl BlkQueue {
-    /// Takes `count` requests from the ring, which has as many, into as many free slots: to the disk's `file` those that
-    /// can go this way; the others are left in `batch`.
+    /// Takes `count` requests from the ring of a 64-bit guest, which has as many, into as many free slots: to the disk's
+    /// `file` those that can go this way; the others are left in `batch`.
     pub(super) fn take_plain(&mut self, count: usize, file: FileSlot, core: &mut Core) {
         let now = core.clock();
         let Parts { data, journal, ring, limits, memory, .. } = &mut self.parts;
@@ -34,24 +34,19 @@ impl BlkQueue {
         let kept = self.free.len() - count;
         for &slot in self.free[kept..].iter().rev() {
             let copy = journal.take(slot, ring);
-            let started = Plain::parse(|at| copy.word(at), limits).filter(|plain| plain.count == 1).and_then(|plain| {
-                let write = plain.operation == Operation::Write;
-                let one = data.take_one(copy.word(Plain::SEGMENTS_AT), write, &mut wholes)?;
-                let at = byte_range(plain.sector, one.bytes(), self.sectors).map(|(at, _)| at);
-                let piece = data.memory_of(&one);
-                if at.is_some_and(|at| wholes.transfer(slot, direction(plain.operation), file, at, piece)) {
-                    return Some(one);
+            if let Some(operation) = Plain::of_one(copy.word(0), limits)
+                && let write = operation == Operation::Write
+                && let Some((one, piece)) = data.take_one(copy.word(Plain::SEGMENTS_AT), write, &mut wholes)
+            {
+                self.quick[usize::from(slot)] = Quick { taken: now, one };
+                let range = byte_range(copy.word(Plain::SECTOR_AT), piece.len, self.sectors);
+                if range.is_some_and(|(at, _)| wholes.transfer(slot, direction(operation), file, at, piece)) {
+                    copy.set_state(SlotState::Submitted);
+                    continue;
                 }
-                data.untake_one(&one, &mut wholes);
-                None
-            });
-            match started {
-                Some(one) => {
-                    journal.set_state(slot, SlotState::Submitted);
-                    self.quick[usize::from(slot)] = Quick { taken: now, one };
-                }
-                None => self.batch.push(slot),
+                data.untake_one(&self.quick[usize::from(slot)].one, &mut wholes);
             }
+            self.batch.push(slot);
         }
         drop(wholes);
         self.free.truncate(kept);
@@ -72,7 +67,7 @@ impl BlkQueue {
     pub(super) fn lengthen(&mut self, slot: u16, result: i32, core: &mut Core) {
         let Quick { taken, one } = self.quick[usize::from(slot)];
         let Parts { data, journal, disk, limits, memory, .. } = &mut self.parts;
-        let copy = journal.copied(slot);
+        let copy = journal.slot(slot);
         let plain = Plain::parse(|at| copy.word(at), limits);
         let range = plain.as_ref().and_then(|plain| byte_range(plain.sector, one.bytes(), self.sectors));
         let (segment, file) = (Segment::from_word(copy.word(Plain::SEGMENTS_AT)), disk.direct());
@@ -85,36 +80,34 @@ impl BlkQueue {
         let job = Job { slot, operation, at, len, last: true, ..Job::NONE };
         self.slots[usize::from(slot)] = Slot { id, response_op, job, started: true, pending: 1, ..Slot::new(taken) };
         self.running += 1;
-        data.lengthen(slot, &one, segment);
+        data.lengthen(slot, one, segment);
         let transfer = Transfer { direction: direction(operation), file, at, start: 0, len };
         let owner = Owner { memory: *memory, slot };
         self.ended_otherwise(Completion { owner, operation: RingOperation::Transfer(transfer), result }, core);
     }
 
-    /// Brings the guest the data of what has been read through the arena.
-    pub(super) fn copy_out_plain(&mut self, core: &Core) {
+    /// Brings the guest the data of what has been read through the arena, and gives the runs there back.
+    pub(super) fn copy_out_plain(&mut self, core: &mut Core) {
         let Parts { data, journal, .. } = &mut self.parts;
         for &slot in &self.done {
-            let copy = journal.copied(slot);
-            if Plain::head(|at| copy.word(at)).0 == BLKIF_OP_READ {
-                data.copy_out_one(&self.quick[usize::from(slot)].one, &core.ring);
-            }
+            let copy = journal.slot(slot);
+            let read = Plain::head(|at| copy.word(at)).0 == BLKIF_OP_READ;
+            data.leave_arena(self.quick[usize::from(slot)].one, read, &mut core.ring);
         }
     }
 
     /// Answers those that have ended well; the frontend does not see it yet.
-    pub(super) fn answer_plain(&mut self, now: u64, tally: &mut Tally, core: &mut Core) {
+    pub(super) fn answer_plain(&mut self, now: u64, tally: &mut Tally) {
         let Parts { data, journal, ring, meter, .. } = &mut self.parts;
         for &slot in &self.done {
-            let Quick { taken, one } = &self.quick[usize::from(slot)];
-            let copy = journal.copied(slot);
+            let Quick { taken, one } = self.quick[usize::from(slot)];
+            let copy = journal.slot(slot);
             let (operation, id) = Plain::head(|at| copy.word(at));
             let write = operation != BLKIF_OP_READ;
-            data.release_one(one, &mut core.ring);
-            journal.set_done(slot, BLKIF_RSP_OKAY, ring.rsp_prod());
+            data.release_one(one);
+            copy.set_done(BLKIF_RSP_OKAY, ring.rsp_prod());
             ring.respond_words(response(id, operation, BLKIF_RSP_OKAY), size_of::<BlkifResponse64>());
-            tally.add_bytes(write, one.bytes().into());
-            tally.add_time(*taken, now, meter);
+            tally.add_plain(write, one.bytes().into(), taken, now, meter);
         }
     }
 }

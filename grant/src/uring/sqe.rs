@@ -8,26 +8,13 @@ use io_uring::squeue::{Entry, Flags};
 
 use super::{Direction, FileSlot};
 
-/// `struct io_uring_sqe` (linux/io_uring.h), as far as reads and writes know it.
+/// `struct io_uring_sqe` (linux/io_uring.h) as far as reads and writes know it: in words, for as many stores.
 #[derive(Clone, Copy)]
-#[repr(C)]
-pub(super) struct Sqe {
-    opcode: u8,
-    flags: u8,
-    ioprio: u16,
-    fd: u32,
-    off: u64,
-    addr: u64,
-    len: u32,
-    rw_flags: u32,
-    user_data: u64,
-    buf_index: u16,
-    personality: u16,
-    splice_fd: u32,
-    pad: [u64; 2],
-}
+#[repr(transparent)]
+pub(super) struct Sqe([u64; 8]);
 
 const _: () = assert!(size_of::<Sqe>() == size_of::<Entry>() && align_of::<Sqe>() >= align_of::<Entry>());
+const _: () = assert!(cfg!(target_endian = "little"), "where fields lie in their words");
 
 impl Sqe {
     /// A transfer between a file of the table and a registered buffer.
@@ -46,21 +33,19 @@ impl Sqe {
             Direction::ReadNow => (opcode::ReadFixed::CODE, libc::RWF_NOWAIT as u32),
             Direction::Write => (opcode::WriteFixed::CODE, 0),
         };
-        Sqe {
-            opcode,
-            flags: Flags::FIXED_FILE.bits(),
-            ioprio: 0,
-            fd: file.0,
-            off: at,
-            addr: address.as_ptr() as u64,
-            len,
-            rw_flags,
+        let flags = u64::from(Flags::FIXED_FILE.bits());
+        Sqe([
+            // The priority, between flags and file, is 0.
+            u64::from(opcode) | flags << 8 | u64::from(file.0) << 32,
+            at,
+            address.as_ptr() as u64,
+            u64::from(len) | u64::from(rw_flags) << 32,
             user_data,
-            buf_index: buffer,
-            personality: 0,
-            splice_fd: 0,
-            pad: [0; 2],
-        }
+            // No personality, no splice.
+            u64::from(buffer),
+            0,
+            0,
+        ])
     }
 
     /// The same for the crate.

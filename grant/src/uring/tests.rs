@@ -112,3 +112,42 @@ fn a_transient_mapping_in_use_is_not_given_up() {
     // Nothing transient is left: operations on anything may follow.
     assert_eq!(ring.memory(SLOT.memory).mapped(), 1);
 }
+
+/// Whole transfers are told of a queue and a generation at a time, and counted where they began.
+#[test]
+fn whole_transfers_end_where_they_began() {
+    let (mut ring, old) = ring();
+    let ours = ring.adopt(SLOT.memory, memfd::anonymous(PAGE_SIZE).unwrap(), true).unwrap();
+    let other = ring.open_memory(8);
+    let theirs = ring.adopt(other, memfd::anonymous(PAGE_SIZE).unwrap(), true).unwrap();
+    let (_file, slot) = file(&mut ring, PAGE_SIZE);
+    let read = |ring: &mut Uring, memory, region, slots: std::ops::Range<u16>| {
+        let mut wholes = ring.wholes(memory, slots.len());
+        for at in slots {
+            assert!(wholes.transfer(at, Direction::Read, slot, 0, page(region, 0)));
+        }
+    };
+    read(&mut ring, SLOT.memory, ours, 0..3);
+    ring.retire(SLOT.memory, old).unwrap();
+    ring.flush(SLOT, slot);
+    read(&mut ring, SLOT.memory, ours, 3..5);
+    read(&mut ring, other, theirs, 5..6);
+    assert_eq!((ring.memory(SLOT.memory).in_flight(), ring.memory(SLOT.memory).retired()), (6, 1));
+    let (mut whole, mut flushed) = (Vec::new(), 0);
+    while whole.len() + flushed < 7 {
+        ring.submit_and_wait(None);
+        ring.take_ended(|memory, ended| {
+            let run: Vec<(u16, i32)> = ended.collect();
+            let together = |slots: std::ops::Range<u16>| run.iter().all(|(slot, _)| slots.contains(slot));
+            assert!(if memory == other { together(5..6) } else { together(0..3) || together(3..5) }, "{run:?}");
+            whole.extend(run);
+        });
+        flushed += std::iter::from_fn(|| ring.reap()).count();
+    }
+    whole.sort_unstable();
+    assert_eq!(whole, (0..6).map(|slot| (slot, PAGE_SIZE as i32)).collect::<Vec<_>>());
+    for memory in [SLOT.memory, other] {
+        let memory = ring.memory(memory);
+        assert_eq!((memory.in_flight(), memory.mapped()), (0, 1));
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::entries::{gather, many_fixed, many_plain, one_fixed, one_plain};
 use super::{InFlight, Operation, Owner, Transfer, Uring, VECTORS};
-use crate::memory::Span;
+use crate::memory::{Mapped, Span};
 
 impl Uring {
     /// Submits a read or write over `spans`, the whole memory of the request. At most `most` bytes are moved now;
@@ -48,10 +48,10 @@ impl Uring {
     fn transfer_one(&mut self, owner: Owner, transfer: Transfer, span: Span) {
         self.make_room(1);
         let memory = self.memories[usize::from(owner.memory.0)].as_mut().expect("an open memory");
-        let (pages, buffer) = memory.place(span.region).expect("a live region");
+        let Mapped { pages, buffer } = memory.mapped_as(span.region).expect("a live region");
         let address = pages.address(span.offset as usize, span.len as usize).expect("inside of the region");
         let vector = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: span.len as usize };
-        let entry = match buffer {
+        let entry = match buffer.get() {
             Some(buffer) => one_fixed(&transfer, &vector, buffer),
             None => one_plain(&transfer, &vector),
         };

@@ -18,19 +18,22 @@ pub(super) struct Whole {
 }
 
 const MARK: u64 = 1 << 63;
-const SLOT_AT: u32 = 32;
+const MEMORY_AT: u32 = 48;
+/// Below it is the slot; what is above the transfers of a queue have in common, while their memory gives nothing up.
+const GENERATION_AT: u32 = 16;
 
 impl Whole {
     #[inline(always)]
     fn user_data(self) -> u64 {
-        MARK | u64::from(self.owner.memory.0) << 48 | u64::from(self.owner.slot) << SLOT_AT | u64::from(self.generation)
+        let common = u64::from(self.owner.memory.0) << MEMORY_AT | u64::from(self.generation) << GENERATION_AT;
+        MARK | common | u64::from(self.owner.slot)
     }
 
     #[inline(always)]
     pub(super) fn from_user_data(user_data: u64) -> Option<Whole> {
-        let memory = MemoryId((user_data >> 48) as u16 & 0x7FFF);
-        let owner = Owner { memory, slot: (user_data >> SLOT_AT) as u16 };
-        (user_data & MARK != 0).then_some(Whole { owner, generation: user_data as u32 })
+        let memory = MemoryId((user_data >> MEMORY_AT) as u16 & 0x7FFF);
+        let owner = Owner { memory, slot: user_data as u16 };
+        (user_data & MARK != 0).then_some(Whole { owner, generation: (user_data >> GENERATION_AT) as u32 })
     }
 }
 
@@ -76,7 +79,7 @@ impl Wholes<'_> {
     #[inline(always)]
     pub fn transfer(&mut self, slot: u16, direction: Direction, file: FileSlot, at: u64, piece: Span) -> bool {
         let Some((address, buffer)) = self.memory.fixed(piece) else { return false };
-        let user_data = self.user_data | u64::from(slot) << SLOT_AT;
+        let user_data = self.user_data | u64::from(slot);
         let entry = Sqe::fixed(direction, file, at, address, piece.len, buffer, user_data).entry();
         // SAFETY: the piece lies in a registered buffer, which Memory keeps mapped until the transfer has ended; the file
         // stands in the ring's table. The kernel sees the entry, and Memory counts it, when this is dropped.
@@ -113,16 +116,18 @@ impl Drop for Wholes<'_> {
     }
 }
 
-/// Whole transfers of one queue that have ended, by slot, with the result as the kernel gave it: a count, or a negative errno.
+/// Whole transfers of one queue and generation that have ended, by slot, with the result as the kernel gave it: a count, or a
+/// negative errno.
 pub struct EndedWholes<'a, 'b> {
     queue: &'a mut CompletionQueue<'b>,
     memory: &'a mut Memory,
-    id: MemoryId,
-    next: Option<(Whole, i32)>,
+    /// The first of them, until it is taken.
+    first: Option<cqueue::Entry>,
     /// What comes after them.
     after: Option<cqueue::Entry>,
-    /// A generation of the memory has ended.
-    pub(super) emptied: bool,
+    common: u64,
+    /// Entries in the queue behind the first.
+    behind: usize,
 }
 
 impl<'a, 'b> EndedWholes<'a, 'b> {
@@ -130,16 +135,18 @@ impl<'a, 'b> EndedWholes<'a, 'b> {
     pub(super) fn new(
         queue: &'a mut CompletionQueue<'b>,
         memory: &'a mut Memory,
-        first: (Whole, i32),
+        first: cqueue::Entry,
     ) -> EndedWholes<'a, 'b> {
-        EndedWholes { queue, memory, id: first.0.owner.memory, next: Some(first), after: None, emptied: false }
+        let (common, behind) = (first.user_data() >> GENERATION_AT, queue.len());
+        EndedWholes { queue, memory, first: Some(first), after: None, common, behind }
     }
 
-    /// What comes after them; none of them is left out.
+    /// What comes after them, none of which is left out, and whether a generation of the memory has ended.
     #[inline(always)]
-    pub(super) fn rest(&mut self) -> Option<cqueue::Entry> {
-        debug_assert!(self.next.is_none(), "all are taken");
-        self.after.take()
+    pub(super) fn finish(self) -> (Option<cqueue::Entry>, bool) {
+        debug_assert!(self.first.is_none() && (self.after.is_some() || self.queue.len() == 0), "all are taken");
+        let count = 1 + self.behind - self.queue.len() - usize::from(self.after.is_some());
+        (self.after, self.memory.ended_many(self.common as u32, count as u32))
     }
 }
 
@@ -148,15 +155,15 @@ impl Iterator for EndedWholes<'_, '_> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<(u16, i32)> {
-        let (whole, result) = self.next.take()?;
-        self.emptied |= self.memory.ended_of(whole.generation);
-        if let Some(entry) = self.queue.next() {
-            match Whole::from_user_data(entry.user_data()).filter(|next| next.owner.memory == self.id) {
-                Some(next) => self.next = Some((next, entry.result())),
-                None => self.after = Some(entry),
-            }
+        let entry = match self.first.take() {
+            Some(first) => first,
+            None => self.queue.next()?,
+        };
+        if entry.user_data() >> GENERATION_AT != self.common {
+            self.after = Some(entry);
+            return None;
         }
-        Some((whole.owner.slot, result))
+        Some((entry.user_data() as u16, entry.result()))
     }
 }
 
