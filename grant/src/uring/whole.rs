@@ -144,7 +144,10 @@ impl<'a, 'b> EndedWholes<'a, 'b> {
     /// What comes after them, none of which is left out, and whether a generation of the memory has ended.
     #[inline(always)]
     pub(super) fn finish(self) -> (Option<cqueue::Entry>, bool) {
-        debug_assert!(self.first.is_none() && (self.after.is_some() || self.queue.len() == 0), "all are taken");
+        debug_assert!(
+            self.first.is_none() && (self.after.is_some() || CompletionQueue::is_empty(self.queue)),
+            "all are taken"
+        );
         let count = 1 + self.behind - self.queue.len() - usize::from(self.after.is_some());
         (self.after, self.memory.ended_many(self.common as u32, count as u32))
     }
