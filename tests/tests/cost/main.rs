@@ -33,10 +33,10 @@ struct Row {
 }
 
 const ROWS: [Row; 4] = [
-    Row { name: "zero copy, depth 32", zero_copy: true, depth: 32, recorded: 348.4, must: 400.0 },
-    Row { name: "zero copy, depth 1", zero_copy: true, depth: 1, recorded: 2046.7, must: 900.0 },
-    Row { name: "arena, depth 32", zero_copy: false, depth: 32, recorded: 1029.0, must: 400.0 },
-    Row { name: "arena, depth 1", zero_copy: false, depth: 1, recorded: 2769.6, must: 900.0 },
+    Row { name: "zero copy, depth 32", zero_copy: true, depth: 32, recorded: 352.5, must: 400.0 },
+    Row { name: "zero copy, depth 1", zero_copy: true, depth: 1, recorded: 2161.5, must: 900.0 },
+    Row { name: "arena, depth 32", zero_copy: false, depth: 32, recorded: 1035.1, must: 400.0 },
+    Row { name: "arena, depth 1", zero_copy: false, depth: 1, recorded: 2880.0, must: 900.0 },
 ];
 /// System calls that a batch may cost: one that submits, one that notifies, one that sleeps.
 const SYSTEM_CALLS: f64 = 3.0;
