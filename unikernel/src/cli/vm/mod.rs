@@ -75,7 +75,7 @@ struct StopArgs {
     #[arg(long, conflicts_with_all = ["name", "force"])]
     all: bool,
     /// With --all, save guests in files of their names in this directory; without it, or if it is "", shut them down
-    #[arg(long, value_name = "DIR", requires = "all")]
+    #[arg(long, value_name = "DIR", conflicts_with = "name")]
     save: Option<String>,
     /// How long it may take to end
     #[arg(long, value_name = "SECONDS", default_value_t = 330, value_parser = clap::value_parser!(u64).range(1..=86400))]
