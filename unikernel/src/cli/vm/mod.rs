@@ -110,10 +110,11 @@ pub fn run(args: VmArgs) -> Outcome {
             let mut say = |text: &str| eprintln!("windsor: {text}");
             let store = &mut dom0()?;
             let save = args.save.filter(|dir| !dir.is_empty()).map(PathBuf::from);
-            Ok(match args.name {
-                Some(name) => stop::run(&xl, store, &name, args.force, wait, &mut say)?,
-                None => stop::all(&places, &xl, store, save.as_deref(), wait, &mut say)?,
-            })
+            let stopped = match args.name {
+                Some(name) => stop::run(&xl, store, &name, args.force, wait, &mut say),
+                None => stop::all(&places, &xl, store, save.as_deref(), wait, &mut say),
+            };
+            Ok(stopped?)
         }
         VmCommand::List(args) => show::list(&places, &args),
         VmCommand::Status(args) => show::status(&places, &args),
