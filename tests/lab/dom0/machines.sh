@@ -47,14 +47,14 @@ said() {
     grep -q "^$2" "$CONSOLES/guest-$1.log"
 }
 
-# guest NAME KERNEL [DISK...]: creates a stock guest (kernel 6.1 or 6.12) with disks in xl's syntax, and waits for its init.
+# guest_config NAME KERNEL [DISK...]: a stock guest (kernel 6.1 or 6.12) with disks in xl's syntax, as `xl create` reads it.
 # Words for its kernel's command line can be given in GUEST_ARGS, a card in xl's syntax in GUEST_VIF, its memory in GUEST_MEMORY (MiB), its virtual CPUs in GUEST_VCPUS. GUEST_KERNEL
-# is booted instead of the kernel and brings what else it needs; GUEST_PATIENCE is for slow ones (seconds).
-guest() {
+# is booted instead of the kernel and brings what else it needs.
+guest_config() {
     local name=$1 kernel=$2 disks= spec
     shift 2
     for spec; do disks="$disks${disks:+,}'$spec'"; done
-    cat >"/run/lab/$name.cfg" <<EOF
+    cat <<EOF
 name="$name"
 type="pv"
 memory=${GUEST_MEMORY:-256}
@@ -69,8 +69,13 @@ on_poweroff="destroy"
 on_reboot="destroy"
 on_crash="destroy"
 EOF
-    clean_xl create "/run/lab/$name.cfg"
-    wait_for "${GUEST_PATIENCE:-120}" up_or_gone "$name" said "$name" "@@ ready" && said "$name" "@@ ready" || fail "guest $name does not come up"
+}
+
+# guest NAME KERNEL [DISK...]: creates such a guest, and waits for its init; GUEST_PATIENCE is for slow ones (seconds).
+guest() {
+    guest_config "$@" >"/run/lab/$1.cfg"
+    clean_xl create "/run/lab/$1.cfg"
+    wait_for "${GUEST_PATIENCE:-120}" up_or_gone "$1" said "$1" "@@ ready" && said "$1" "@@ ready" || fail "guest $1 does not come up"
 }
 
 # tell NAME SECONDS COMMAND...: has the guest's init run a command, and waits for its end. Fails with what the guest said.

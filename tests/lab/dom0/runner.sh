@@ -3,7 +3,7 @@
 # A case is a file of shell commands that runs with `set -e` in its own process, with the functions of machines.sh and verify.sh. It ends with 0
 # (passed), 77 (skipped) or anything else (failed); the last line that it wrote with `note` is shown beside its name.
 
-PARTS='for part in machines services networks blocks verify runner; do . /lab/$part.sh; done;'
+PARTS='for part in machines services upgrades networks blocks verify runner; do . /lab/$part.sh; done;'
 
 now() {
     cut -d' ' -f1 /proc/uptime

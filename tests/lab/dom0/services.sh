@@ -11,6 +11,11 @@ service() {
         fail "service VM $name does not become ready: $(tail -n 3 "$CONSOLES/guest-$name.log" | tr '\r\n' '  ')"
 }
 
+# vm COMMAND ARGUMENT...: the operator's command, with directories of the lab's.
+vm() {
+    windsor vm --state-dir /run/lab/state --config-dir /run/lab/etc "$@"
+}
+
 # driver_domain: the peer's, with the kernel's own backends.
 driver_domain() {
     cat >/run/lab/driver.cfg <<EOF

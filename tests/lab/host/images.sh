@@ -125,7 +125,8 @@ build_dom0() {
         usr/bin/xenstore-{read,write,ls,rm,list,exists,watch,chmod} usr/bin/iperf3
     # libxl cancels threads, which loads this one only when it happens.
     cp -L /usr/lib/x86_64-linux-gnu/libgcc_s.so.1 "$tree/lib/"
-    with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback xen-netback xen-netfront brd loop
+    with_modules "$tree" dom0 xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-blkback xen-netback xen-netfront brd loop \
+        crc16 crc32c_generic mbcache jbd2 ext4
     with_modprobe "$tree" dom0 xen-pciback
     mkdir -p "$tree/etc/xen/scripts" "$tree/var/lib/xen"
     cp "$HERE/dom0/block" "$HERE/dom0/vif" "$tree/etc/xen/scripts/"
@@ -182,13 +183,14 @@ elf_kernel() {
     head -c $(((sectors + 1) * 512 + offset + length - 4)) "$1" | tail -c $((length - 4)) | zstd -dc
 }
 
-# The Debian package, unpacked, with a kernel for service VMs beside it, and the tutorial's commands.
+# The Debian package, and unpacked, with a kernel for service VMs beside it, and the tutorial's commands.
 deb_tree() {
     local root=$1 modules version name file
     modules=$(modules_of 6.12) version=$(basename $(modules_of 6.12))
     mkdir -p "$root/tests" "$root/boot" "$root/lib/modules/$version"
     WINDSOR=$2 "$WORKSPACE/packaging/deb" "$LAB/build/deb" || return
-    dpkg -x "$LAB"/build/deb/windsor_*_amd64.deb "$root" || return
+    cp "$LAB"/build/deb/windsor_*_amd64.deb "$root/images/windsor.deb"
+    dpkg -x "$root/images/windsor.deb" "$root" || return
     cp "$(vmlinuz_of 6.12)" "$root/boot/vmlinuz-$version"
     cp $modules/modules.builtin "$root/lib/modules/$version/"
     for name in xen-evtchn xen-gntdev xen-gntalloc xen-blkfront xen-pcifront nvme nvme-core tun; do

@@ -27,6 +27,7 @@ fn the_package_holds_what_an_operator_needs() {
     for (mode, path) in [
         ("-rwxr-xr-x", "./usr/bin/windsor"),
         ("-rw-r--r--", "./usr/lib/systemd/system/windsor@.service"),
+        ("-rw-r--r--", "./usr/lib/systemd/system/windsor-guests.service"),
         ("-rw-r--r--", "./usr/share/man/man1/windsor.1.gz"),
         ("-rw-r--r--", "./usr/share/man/man1/windsor-vm-upgrade.1.gz"),
         ("-rw-r--r--", "./usr/share/man/man5/windsor.toml.5.gz"),
@@ -52,7 +53,32 @@ fn the_package_holds_what_an_operator_needs() {
     let example = tree.join("usr/share/doc/windsor/examples/acme.toml");
     let config = unikernel::config::Config::load(&example).unwrap();
     assert_eq!((config.vm.name.as_str(), config.volumes.len()), ("acme", 1));
-    // Guests stop before the VMs that serve them.
-    let unit = std::fs::read_to_string(tree.join("usr/lib/systemd/system/windsor@.service")).unwrap();
-    assert!(unit.contains("Before=xendomains.service") && unit.contains("vm start %i"), "{unit}");
+}
+
+#[test]
+fn systemd_takes_the_units_and_windsor_their_commands() {
+    if !installed("systemd-units", "systemd-analyze", "systemd") {
+        return;
+    }
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("packaging/systemd");
+    let dir = tempfile::tempdir().unwrap();
+    let program = windsor().get_program().to_str().unwrap().to_owned();
+    let (mut files, mut commands) = (Vec::new(), 0);
+    for unit in std::fs::read_dir(units).unwrap() {
+        let unit = unit.unwrap();
+        let text = std::fs::read_to_string(unit.path()).unwrap();
+        let file = dir.path().join(unit.file_name().to_str().unwrap().replace('@', "@acme"));
+        // The command is not installed here.
+        std::fs::write(&file, text.replace("/usr/bin/windsor", &program)).unwrap();
+        files.push(file);
+        for line in text.lines().filter(|line| line.starts_with("Exec")) {
+            let words = line.split_once("/usr/bin/windsor ").unwrap().1.replace("%i", "acme");
+            let ended = run(windsor().args(words.split(' ')).arg("--dry-run").env("XENSTORED_PATH", "/nonexistent"));
+            assert_ne!(ended.code, Some(2), "{line}: {ended:?}");
+            commands += 1;
+        }
+    }
+    let verified = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&files));
+    assert_eq!((verified.code, verified.err.as_str()), (Some(0), ""), "{verified:?}");
+    assert_eq!((files.len(), commands), (2, 3));
 }

@@ -42,13 +42,22 @@ fn a_dom0_that_is_well_and_one_that_is_not() {
         (Some(0), vec![("grant-version", "warning"), ("transitive-grants", "warning")])
     );
 
+    // A domain that turned itself off has left nodes; of one that runs they are in use.
+    let mut store = dom0.store();
+    for domid in [1, 77] {
+        store.write(&format!("/local/domain/0/backend/pci/{domid}/0/state"), b"4").unwrap();
+    }
+    let (ended, found) = unwell(&dom0, &[]);
+    assert!(names(&found).contains(&("pci-left", "warning")) && found.len() == 3, "{ended:?}");
+    assert!(ended.out.contains("\"xenstore-rm /local/domain/0/backend/pci/77\""), "{ended:?}");
+    store.rm("/local/domain/0/backend/pci").unwrap();
+
     // The kernel's backend took a disk; the guest's name says whose it is.
     dom0.guest("g1", &["51712"]);
     let (ended, found) = unwell(&dom0, &["--vm", "acme"]);
     assert_eq!((ended.code, names(&found)), (Some(6), vec![("foreign-backend", "error")]), "{ended:?}");
     let (ended, found) = unwell(&dom0, &["--guest", "g1"]);
     assert_eq!((ended.code, names(&found)), (Some(0), vec![]), "{ended:?}");
-    let mut store = dom0.store();
     let id = dom0.domid("g1");
     store.write(&format!("/local/domain/1/backend/vbd/{id}/51712/state"), b"2").unwrap();
     let (ended, found) = unwell(&dom0, &["--guest", "g1"]);

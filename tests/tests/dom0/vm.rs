@@ -209,6 +209,62 @@ fn a_forced_stop_says_whom_it_waits_for_and_ends() {
 }
 
 #[test]
+fn at_the_end_of_the_host_guests_go_before_the_vms_that_serve_them() {
+    let dom0 = Dom0::new();
+    dom0.acme();
+    let (config, image) = (dom0.config("bolt", ""), dom0.image("bolt", "pvh", ""));
+    dom0.vm(&["create", "bolt", "-f", config.to_str().unwrap(), "--image", image.to_str().unwrap()]).fine();
+    let save = dom0.rig.path("save");
+    let begin = || {
+        dom0.vm(&["start", "acme"]).fine();
+        dom0.vm(&["start", "bolt"]).fine();
+        for (name, disks) in [("g1", &["51712", "51728"][..]), ("g2", &["51712"]), ("other", &[])] {
+            dom0.guest(name, disks);
+        }
+        dom0.forget();
+    };
+    begin();
+    let file = |name: &str| save.join(name).display().to_string();
+    let all = ["stop", "--all", "--save", save.to_str().unwrap()];
+    let dry = dom0.vm(&[&all[..], &["--dry-run"]].concat());
+    let lines = [
+        "xl save 3 ".to_owned() + &file("g1"),
+        "xl save 4 ".to_owned() + &file("g2"),
+        "xl shutdown 2".into(),
+        "xl shutdown 1".into(),
+    ];
+    assert_eq!(dry.fine().lines().collect::<Vec<_>>(), lines);
+    assert!(dom0.changes().is_empty() && !save.exists());
+    dom0.vm(&all).fine();
+    assert_eq!(dom0.changes(), lines.map(|line| line.trim_start_matches("xl ").to_owned()));
+    // Who has nothing of a service VM is not ours.
+    assert_eq!(dom0.domains(), ["other"]);
+    dom0.vm(&all).fine();
+    dom0.by_hand(&["destroy", "other"]);
+
+    // A guest that cannot be saved is shut down, and no half of it is left.
+    begin();
+    dom0.tell("fail", "save * *g1");
+    std::fs::remove_dir_all(&save).unwrap();
+    let ended = dom0.vm(&all);
+    ended.fine();
+    assert!(ended.err.contains("told to fail"), "{ended:?}");
+    assert_eq!(dom0.domains(), ["other"]);
+    assert!(save.join("g2").exists() && !save.join("g1").exists());
+    fs::remove_file(dom0.xl("fail")).unwrap();
+    dom0.by_hand(&["destroy", "other"]);
+
+    // No directory: guests are shut down, and one that will not go does not keep its VM for ever.
+    begin();
+    dom0.tell("deaf", "g1");
+    dom0.vm(&["stop", "--all", "--save=", "--wait", "1"]).fine();
+    assert_eq!(dom0.domains(), ["g1", "other"]);
+    for wrong in [&["stop"][..], &["stop", "--all", "acme"], &["stop", "acme", "--save", "/tmp"]] {
+        assert_eq!(dom0.vm(wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
 fn attach_and_detach_run_xl_and_wait() {
     let dom0 = Dom0::new();
     dom0.acme();

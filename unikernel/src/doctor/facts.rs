@@ -63,6 +63,8 @@ pub struct Facts {
     pub assignable: Vec<Bdf>,
     /// xen-pciback is there.
     pub pciback: bool,
+    /// Domains that are gone, and of whose PCI devices dom0's nodes are left.
+    pub pci_left: Vec<u16>,
     /// Quotas of xenstored by name, where it tells.
     pub quotas: BTreeMap<String, u64>,
     /// Service VMs, created here or serving now.
@@ -230,6 +232,10 @@ fn with_store(facts: &mut Facts, store: &mut Client, places: &Places) -> Result<
         facts.vms.push(vm);
     }
     facts.orphans = consumers::orphans(store)?;
+    if facts.place == Where::Dom0 {
+        let with_pci = store.list("/local/domain/0/backend/pci")?.into_iter().filter_map(|domid| domid.parse().ok());
+        facts.pci_left = with_pci.filter(|domid| domains.iter().all(|domain| domain.domid != *domid)).collect();
+    }
     Ok(())
 }
 

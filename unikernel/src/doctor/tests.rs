@@ -114,6 +114,7 @@ fn xen_and_how_it_was_booted() {
     one(|facts| drop(facts.info.insert("xen_version".into(), "4.14.2".into())), "xen", Level::Warning);
     one(|facts| drop(facts.info.insert("virt_caps".into(), "pv hvm".into())), "iommu", Level::Note);
     one(|facts| facts.pciback = false, "pciback", Level::Note);
+    one(|facts| facts.pci_left.push(7), "pci-left", Level::Warning);
     one(|facts| facts.no_store = Some("no xenstored".into()), "xenstore", Level::Error);
     let mut facts = healthy();
     facts.no_xl = Some("xl cannot be run".into());

@@ -1,12 +1,17 @@
-//! `windsor vm stop`: asks the VM to shut down and waits for its end.
+//! `windsor vm stop`: asks the VM to shut down and waits for its end; with `--all` every one, and their guests before them.
 
+use std::cmp::Reverse;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use xenstore::{Client, Store};
 
-use super::consumers;
-use super::xl::Xl;
+use super::places::at;
+use super::xl::{Running, Xl};
+use super::{Places, consumers};
 use crate::toolstack::Refusal;
 
 /// Between two looks.
@@ -79,4 +84,68 @@ pub fn run(
 /// and of those that are not connected libxl removes nothing.
 fn forget_pci(store: &mut Client, domid: u16) -> Result<(), Refusal> {
     Ok(store.rm(&format!("/local/domain/0/backend/pci/{domid}"))?)
+}
+
+/// Stops every service VM that runs. Their guests end before them: they are saved in files of their names in `save`, and
+/// shut down if there is no such directory or it fails. What goes wrong with one guest or VM does not spare the others.
+///
+/// # Errors
+/// Of the last VM that was not stopped.
+pub fn all(
+    places: &Places,
+    xl: &Xl,
+    store: &mut Client,
+    save: Option<&Path>,
+    wait: Duration,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), Refusal> {
+    let names = places.names()?;
+    let (mut vms, others): (Vec<Running>, Vec<Running>) =
+        xl.list()?.into_iter().partition(|domain| names.contains(&domain.name));
+    let mut users = Vec::new();
+    for vm in &vms {
+        users.extend(consumers::of(store, vm.domid)?.into_iter().map(|user| user.guest_domid));
+    }
+    let guests = others.iter().filter(|domain| domain.domid != 0 && users.contains(&domain.domid));
+    for guest in guests.clone() {
+        let ended = match save {
+            Some(dir) => keep(xl, guest, dir).or_else(|why| {
+                say(&why.to_string());
+                shutdown(xl, guest)
+            }),
+            None => shutdown(xl, guest),
+        };
+        if let Err(why) = ended {
+            say(&format!("{}: {why}", guest.name));
+        }
+    }
+    let deadline = Instant::now() + wait;
+    while !xl.dry_run && Instant::now() < deadline {
+        let now = xl.list()?;
+        if !guests.clone().any(|guest| now.iter().any(|domain| domain.domid == guest.domid)) {
+            break;
+        }
+        sleep(PAUSE);
+    }
+    // A VM that has a disk of another one's was started after it.
+    vms.sort_by_key(|vm| Reverse(vm.domid));
+    let mut result = Ok(());
+    for vm in &vms {
+        if let Err(why) = run(xl, store, &vm.name, true, wait, say) {
+            say(&why.to_string());
+            result = Err(why);
+        }
+    }
+    result
+}
+
+fn keep(xl: &Xl, guest: &Running, dir: &Path) -> Result<(), Refusal> {
+    if !xl.dry_run {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| at(dir, &error))?;
+    }
+    xl.save(&guest.name, &dir.join(guest.name.replace('/', "_")))
+}
+
+fn shutdown(xl: &Xl, guest: &Running) -> Result<(), Refusal> {
+    xl.run(&["shutdown", &guest.domid.to_string()])
 }

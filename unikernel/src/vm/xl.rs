@@ -1,8 +1,11 @@
 //! `xl` as a program: what it is asked, and what it answers.
 
+use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use super::places::at;
 use crate::toolstack::Refusal;
 
 /// Longest part of `xl`'s complaint that goes into a message, in characters.
@@ -80,6 +83,21 @@ impl Xl {
     /// As [`Xl::output`].
     pub fn find(&self, name: &str) -> Result<Option<Running>, Refusal> {
         Ok(self.list()?.into_iter().find(|domain| domain.name == name))
+    }
+
+    /// Saves a domain, which ends it; when that fails it runs on, and no half of it is left.
+    ///
+    /// # Errors
+    /// As [`Xl::output`], and when it has ended already.
+    pub fn save(&self, name: &str, file: &Path) -> Result<(), Refusal> {
+        let Some(running) = self.find(name)? else {
+            return Err(Refusal::Failed(format!("{name} has ended")));
+        };
+        let saved = self.run(&["save", &running.domid.to_string(), &file.display().to_string()]);
+        if saved.is_err() && self.find(name)?.is_some() && file.exists() {
+            fs::remove_file(file).map_err(|error| at(file, &error))?;
+        }
+        saved
     }
 }
 

@@ -66,11 +66,17 @@ struct StartArgs {
 #[derive(Args, Debug)]
 struct StopArgs {
     /// The service VM
-    #[arg(value_name = "NAME")]
-    name: String,
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    name: Option<String>,
     /// Stop it although guests use it: it serves until they have let go or the time is over, and is destroyed then
     #[arg(long)]
     force: bool,
+    /// Stop every service VM, and their guests before them; each has the time that --wait says, and is destroyed then
+    #[arg(long, conflicts_with_all = ["name", "force"])]
+    all: bool,
+    /// With --all, save guests in files of their names in this directory; without it, or if it is "", shut them down
+    #[arg(long, value_name = "DIR", conflicts_with = "name")]
+    save: Option<String>,
     /// How long it may take to end
     #[arg(long, value_name = "SECONDS", default_value_t = 330, value_parser = clap::value_parser!(u64).range(1..=86400))]
     wait: u64,
@@ -102,7 +108,13 @@ pub fn run(args: VmArgs) -> Outcome {
             let xl = Xl { dry_run: args.dry_run };
             let wait = Duration::from_secs(args.wait);
             let mut say = |text: &str| eprintln!("windsor: {text}");
-            Ok(stop::run(&xl, &mut dom0()?, &args.name, args.force, wait, &mut say)?)
+            let store = &mut dom0()?;
+            let save = args.save.filter(|dir| !dir.is_empty()).map(PathBuf::from);
+            let stopped = match args.name {
+                Some(name) => stop::run(&xl, store, &name, args.force, wait, &mut say),
+                None => stop::all(&places, &xl, store, save.as_deref(), wait, &mut say),
+            };
+            Ok(stopped?)
         }
         VmCommand::List(args) => show::list(&places, &args),
         VmCommand::Status(args) => show::status(&places, &args),

@@ -3,7 +3,7 @@
 use super::super::xl::{Running, Xl};
 use super::super::{start, stop};
 use super::plan::{Guest, Plan};
-use super::run::{Upgrade, save, switch, unpause};
+use super::run::{Upgrade, switch, unpause};
 use crate::toolstack::Refusal;
 
 impl Upgrade<'_> {
@@ -69,7 +69,7 @@ fn take_back(xl: &Xl, plan: &Plan, guest: &Guest, say: &mut dyn FnMut(&str)) -> 
     let Some(running) = xl.find(&guest.name)? else { return Ok(()) };
     if !plan.fresh(guest).exists() {
         say(&format!("saving {} again", guest.name));
-        return save(xl, plan, guest);
+        return xl.save(&guest.name, &plan.fresh(guest));
     }
     match is_untouched(&running) {
         true => xl.run(&["destroy", &running.domid.to_string()]),

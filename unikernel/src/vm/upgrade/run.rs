@@ -58,7 +58,7 @@ impl Upgrade<'_> {
     fn take(&mut self, step: &Step, plan: &Plan, xl: &Xl) -> Result<(), Refusal> {
         let Upgrade { places, record, wait, .. } = *self;
         match step {
-            Step::Save(guest) => save(xl, plan, guest),
+            Step::Save(guest) => xl.save(&guest.name, &plan.fresh(guest)),
             Step::Stop(domid) => {
                 let_go(self.store, &plan.name, *domid, wait)?;
                 stop::run(xl, self.store, &plan.name, false, wait, self.say)
@@ -76,19 +76,6 @@ impl Upgrade<'_> {
 pub(super) fn switch(places: &Places, name: &str, to: &str, from: Option<&str>) -> Result<(), Refusal> {
     point(&places.current(name), to)?;
     from.map_or(Ok(()), |from| point(&places.previous(name), from))
-}
-
-/// Saves a guest; when that fails it runs on, and no half of it is left.
-pub(super) fn save(xl: &Xl, plan: &Plan, guest: &Guest) -> Result<(), Refusal> {
-    let file = plan.fresh(guest);
-    let Some(running) = xl.find(&guest.name)? else {
-        return Err(Refusal::Failed(format!("{} has ended", guest.name)));
-    };
-    let saved = xl.run(&["save", &running.domid.to_string(), &file.display().to_string()]);
-    if saved.is_err() && xl.find(&guest.name)?.is_some() && file.exists() {
-        fs::remove_file(&file).map_err(|error| at(&file, &error))?;
-    }
-    saved
 }
 
 /// From here on the file is not restored again.
