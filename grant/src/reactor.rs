@@ -229,8 +229,13 @@ impl<Q: Queue> Reactor<Q> {
     }
 
     fn sleep<M>(&mut self, inbox: &Inbox<M>) {
-        if self.queues.iter().any(Option::is_some) {
-            return self.core.ring.submit_and_wait(self.patience());
+        if self.core.is_leaving() || self.queues.iter().any(Option::is_some) {
+            let patience = self.patience();
+            self.core.ring.submit_and_wait(patience);
+            if patience.is_some() {
+                self.core.doubt_the_clock();
+            }
+            return;
         }
         // Nothing but a message concerns a thread without queues. It does not wait in io_uring_enter, which under
         // valgrind keeps every other thread from running: they are needed for a queue to get here, not while it works.

@@ -66,6 +66,13 @@ impl Clock {
         self.last
     }
 
+    /// The next reading is the kernel's: a counter may have stood still while the processor slept.
+    pub(super) fn doubt(&mut self) {
+        if let Some(counter) = &mut self.counter {
+            counter.doubted = true;
+        }
+    }
+
     /// At the kernel's clock, for what the counter is to say from here on.
     fn look(&mut self) -> u64 {
         let (before, now, after) = (ticks(), monotonic(), ticks());
@@ -87,6 +94,8 @@ struct Counter {
     speed: u64,
     /// Ticks for which it is believed.
     trusted: u64,
+    /// ... but not before the next look at the clock.
+    doubted: bool,
 }
 
 impl Counter {
@@ -95,11 +104,12 @@ impl Counter {
     fn read(&self, ticks: u64) -> Option<u64> {
         // Of a counter that is behind there are very many.
         let passed = ticks.wrapping_sub(self.ticks);
-        (passed < self.trusted).then(|| self.nanos + ((passed * self.speed) >> 32))
+        (passed < self.trusted && !self.doubted).then(|| self.nanos + ((passed * self.speed) >> 32))
     }
 
     /// The clock says `nanos` between two readings. False when the counter does not run evenly: it is good for nothing.
     fn set(&mut self, before: u64, nanos: u64, after: u64) -> bool {
+        self.doubted = false;
         let (passed, elapsed) = (before.wrapping_sub(self.ticks), nanos.saturating_sub(self.nanos));
         if self.speed == 0 && self.nanos > 0 && elapsed < MEASURED.start {
             return true;
@@ -112,7 +122,8 @@ impl Counter {
             self.speed = speed;
             self.trusted = (u128::from(TRUSTED) * u128::from(passed) / u128::from(elapsed)) as u64;
         }
-        (self.ticks, self.nanos) = (before, nanos);
+        // What has come between makes it late, and not early: early, it would stand still until it is right.
+        (self.ticks, self.nanos) = (after, nanos);
         even
     }
 }
@@ -132,17 +143,19 @@ mod tests {
 
     #[test]
     fn a_counter_is_believed_for_ten_milliseconds() {
-        let counter = counter();
-        assert_eq!(counter.read(60_001_000), Some(20_005_000));
-        let later = counter.read(60_001_000 + 3_000_000).expect("a millisecond later");
-        assert!((21_004_990..=21_005_000).contains(&later), "{later}");
-        assert!(counter.read(60_001_000 + 29_999_000).is_some());
-        assert_eq!(counter.read(60_001_000 + 30_001_000), None);
+        let mut counter = counter();
+        assert_eq!(counter.read(60_001_030), Some(20_005_000));
+        let later = counter.read(60_001_030 + 3_000_000).expect("a millisecond later");
+        assert!((21_004_990..=21_005_010).contains(&later), "{later}");
+        assert!(counter.read(60_001_030 + 29_999_000).is_some());
+        assert_eq!(counter.read(60_001_030 + 30_001_000), None);
+        counter.doubted = true;
+        assert_eq!(counter.read(60_001_030), None);
     }
 
     #[test]
     fn a_counter_that_is_behind_says_nothing() {
-        assert_eq!(counter().read(60_000_999), None);
+        assert_eq!(counter().read(60_001_029), None);
         assert_eq!(counter().read(0), None);
     }
 

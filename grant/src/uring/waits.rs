@@ -32,13 +32,13 @@ impl Uring {
         self.push(owner, Operation::Readable(file), entry);
     }
 
-    /// Ends a poll, and with it the ring's hold on the descriptor; its completion still comes.
-    pub fn cancel_poll(&mut self, number: u32) {
+    /// Ends a wait of this number, whether it polls or reads by now; its completion still comes. False when there is none.
+    pub fn cancel_poll(&mut self, number: u32) -> bool {
         let is_it = |it: &Option<InFlight>| it.is_some_and(|it| it.operation == Operation::Poll(number));
-        if let Some(at) = self.flying.iter().position(is_it) {
-            let entry = opcode::PollRemove::new(at as u64).build();
-            self.push(Owner { memory: THREAD, slot: 0 }, Operation::Cancel, entry);
-        }
+        let Some(at) = self.flying.iter().position(is_it) else { return false };
+        let entry = opcode::AsyncCancel::new(at as u64).build();
+        self.push(Owner { memory: THREAD, slot: 0 }, Operation::Cancel, entry);
+        true
     }
 
     /// Ends a queue's wait for a file; its completion still comes.
