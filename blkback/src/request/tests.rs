@@ -5,6 +5,13 @@ use zerocopy::IntoBytes;
 const LIMITS: Limits =
     Limits { abi: Abi::X86_64, max_indirect: 256, read_only: false, flush: true, barrier: false, discard: None };
 
+/// A request as its slot holds it: zeros up to the slot's end.
+fn slot(request: &[u8]) -> [u8; 112] {
+    let mut bytes = [0; 112];
+    bytes[..request.len()].copy_from_slice(request);
+    bytes
+}
+
 fn rw(operation: u8, nr_segments: u8, first: u8, last: u8) -> BlkifRequest64 {
     let seg = [BlkifRequestSegment { gref: 8, first_sect: first, last_sect: last, pad: 0xFFFF }; MAX_SEGMENTS];
     BlkifRequest64 { operation, nr_segments, id: 77, sector_number: 5, seg, ..Default::default() }
@@ -97,18 +104,14 @@ fn a_read_only_disk_takes_reads_only() {
     }
     assert_eq!(Request::parse(rw(5, 0, 0, 0).as_bytes(), &limits).unwrap_err().status, BLKIF_RSP_ERROR);
     let inner = BlkifRequestIndirect64 { operation: 6, indirect_op: 1, nr_segments: 3, ..Default::default() };
-    let mut bytes = [0; 112];
-    bytes[..64].copy_from_slice(inner.as_bytes());
-    assert_eq!(Request::parse(&bytes, &limits).unwrap_err().status, BLKIF_RSP_ERROR);
+    assert_eq!(Request::parse(&slot(inner.as_bytes()), &limits).unwrap_err().status, BLKIF_RSP_ERROR);
 }
 
 #[test]
 fn indirect_counts_and_inner_operations_are_checked() {
     let parse = |indirect_op, nr_segments| {
         let inner = BlkifRequestIndirect64 { operation: 6, indirect_op, nr_segments, id: 3, ..Default::default() };
-        let mut bytes = [0; 112];
-        bytes[..64].copy_from_slice(inner.as_bytes());
-        Request::parse(&bytes, &LIMITS)
+        Request::parse(&slot(inner.as_bytes()), &LIMITS)
     };
     assert!(parse(0, 256).is_ok() && parse(1, 1).is_ok());
     assert_eq!(parse(0, 256).unwrap().indirect_pages().len(), 1);
@@ -134,9 +137,7 @@ fn discards_are_read_in_both_layouts_and_held_to_their_alignment() {
     let wide = |flag, sector_number, nr_sectors| {
         let discard =
             BlkifRequestDiscard64 { operation: 5, flag, id: 9, sector_number, nr_sectors, ..Default::default() };
-        let mut bytes = [0; 112];
-        bytes[..32].copy_from_slice(discard.as_bytes());
-        bytes
+        slot(discard.as_bytes())
     };
     let mut limits =
         Limits { discard: Some(Discard { granularity: 4096, alignment: 512, secure: false, device: true }), ..LIMITS };
@@ -158,9 +159,7 @@ fn discards_are_read_in_both_layouts_and_held_to_their_alignment() {
         sector_number: [1, 2],
         nr_sectors: [5, 6],
     };
-    let mut bytes = [0; 112];
-    bytes[..28].copy_from_slice(narrow.as_bytes());
-    let parsed = Request::parse(&bytes, &limits).unwrap();
+    let parsed = Request::parse(&slot(narrow.as_bytes()), &limits).unwrap();
     assert_eq!(parsed.operation, Operation::Discard { sectors: 5 | 6 << 32, secure: true });
     assert_eq!((parsed.id, parsed.sector), (3 | 4 << 32, 1 | 2 << 32));
 }
