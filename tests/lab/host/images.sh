@@ -162,12 +162,13 @@ windsor() {
     fi
 }
 
-# A test executable of a crate, for dom0: NAME is CRATE:TEST, as in `cargo test -p CRATE --test TEST`.
+# A test executable of a crate, for dom0: NAME is CRATE:TEST, as in `cargo test -p CRATE --test TEST`. An emulated machine is slow enough
+# without code that is not optimized.
 build_test() {
     local name=$1 root=$LAB/build/images-test-$1 file
     rm -rf "$root"
     mkdir -p "$root/tests"
-    (cd "$WORKSPACE" && cargo test --quiet --package "${name%%:*}" --test "${name#*:}" --no-run --message-format=json) \
+    (cd "$WORKSPACE" && cargo test --release --quiet --package "${name%%:*}" --test "${name#*:}" --no-run --message-format=json) \
         >"$LAB/build/test-$name.json" 2>"$LAB/build/test-$name.log" || return 1
     file=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$LAB/build/test-$name.json" | tail -n 1)
     strip -o "$root/tests/$name" "$file" 2>>"$LAB/build/test-$name.log" && pack "$root" "$LAB/build/test-$name.cpio"
