@@ -10,6 +10,9 @@ SSD_SIZE=128
 # Seconds of silence on the serial line after which a machine is stuck: dom0 says every ten seconds that it is alive.
 SILENCE=120
 
+# Seconds between two pokes at an emulated processor that may have slept through its timer.
+NUDGE=0.2
+
 # How often one group is booted, at most.
 TRIES=3
 
@@ -48,7 +51,7 @@ without_result() {
 
 # run_machine GROUP CPUS LOG CASE...: one machine, until it has ended, its time is over, or it is stuck.
 run_machine() {
-    local group=$1 cpus=$2 log=$3 limit=90 case started qemu reader nudge size=0 grown devices=()
+    local group=$1 cpus=$2 log=$3 limit=90 case started qemu reader nudge nudger size=0 grown devices=()
     shift 3
     rm -rf "$log" "$LAB/build/boot"
     mkdir -p "$log" "$LAB/build/boot/lab/cases"
@@ -79,12 +82,13 @@ run_machine() {
         -initrd "vmlinuz console=hvc0 quiet rdinit=/init,dom0.img" </dev/null >"$log/qemu.log" 2>&1) &
     qemu=$!
     QEMU_PID=$qemu
+    # QEMU's emulated VMRUN and VMEXIT change a CPU's word of pending interrupts without a lock, so that its timer's now and then gets lost, and
+    # with PVH guests Xen then sleeps for ever. Any other interrupt makes QEMU look again: a character on the serial line, which goes to Xen
+    # (conswitch) and means nothing to it.
+    while kill -0 $qemu 2>/dev/null && echo >&"$nudge"; do sleep "$NUDGE"; done &
+    nudger=$!
     while kill -0 $qemu 2>/dev/null && [ $((SECONDS - started)) -lt "$limit" ]; do
         sleep 1
-        # QEMU's emulated VMRUN and VMEXIT change a CPU's word of pending interrupts without a lock, so that its timer's now and then gets lost, and
-        # with PVH guests Xen then sleeps for ever. Any other interrupt makes QEMU look again: a character on the serial line, which goes to Xen
-        # (conswitch) and means nothing to it.
-        echo >&"$nudge"
         report "$log"
         grep -aq '^@@ lab end' "$log/serial.log" 2>/dev/null && sleep 3 && break
         [ "$(stat -c %s "$log/serial.log" 2>/dev/null || echo 0)" = "$size" ] || {
@@ -93,8 +97,8 @@ run_machine() {
         }
         [ $((SECONDS - grown)) -le $SILENCE ] || { registers "$log" && break; }
     done
-    kill -KILL $qemu 2>/dev/null
-    wait $qemu $reader 2>/dev/null
+    kill -KILL $qemu $nudger 2>/dev/null
+    wait $qemu $reader $nudger 2>/dev/null
     exec {nudge}>&-
     QEMU_PID=
     report "$log"
