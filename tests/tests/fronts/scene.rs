@@ -262,7 +262,12 @@ fn nodes(dom0: &mut Client) -> BTreeSet<String> {
     let mut left = vec![String::new()];
     while let Some(path) = left.pop() {
         let name = if path.is_empty() { "/" } else { &path };
-        left.extend(dom0.directory(name).unwrap().iter().map(|child| format!("{path}/{child}")));
+        match dom0.directory(name) {
+            Ok(children) => left.extend(children.iter().map(|child| format!("{path}/{child}"))),
+            // The service VM has removed it since it was listed.
+            Err(error) if error.is_not_found() => continue,
+            Err(error) => panic!("{error}"),
+        }
         found.insert(path);
     }
     let own = format!("/local/domain/{}", SERVICE.0);
