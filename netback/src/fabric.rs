@@ -21,7 +21,7 @@ use grant::{GrantCounts, GrantStatus, Pages};
 
 use crate::config::VifName;
 use crate::device::Report;
-use crate::frame::{FrameId, Frames};
+use crate::frame::{FrameId, Frames, in_page};
 use crate::headers::Headers;
 use crate::packet::{ETHERNET_HEADER, HEADERS, Offload, VLAN_TAG};
 use crate::proto::MAX_TX_SIZE;
@@ -95,6 +95,16 @@ pub enum Body {
     },
     /// All of it in our memory.
     Ours,
+}
+
+/// A frame that was copied to our memory for those who work on it.
+pub struct Fetched {
+    /// Where there is room for it.
+    pub frame: FrameId,
+    /// Where in there it begins.
+    pub head: usize,
+    /// The copies that filled it.
+    pub movements: Range<usize>,
 }
 
 /// A packet that was looked at.
@@ -197,10 +207,10 @@ impl Fabric {
         }
         let anybody = !targets.is_empty();
         self.targets = targets;
-        if let Some((frame, movements)) = fetched {
+        if let Some(fetched) = fetched {
             match self.works.get_mut(first) {
-                Some(work) => work.fetched = Some((frame, movements)),
-                None => self.frames.give(frame),
+                Some(work) => work.fetched = Some(fetched),
+                None => self.frames.give(fetched.frame),
             }
         }
         anybody
@@ -259,12 +269,13 @@ impl Fabric {
         }
     }
 
-    /// Has a whole frame copied to our memory: where, and by which copies.
-    fn fetch(&mut self, packet: &Packet, fragments: &[Fragment]) -> Option<(FrameId, Range<usize>)> {
+    /// Has a whole frame copied to our memory.
+    fn fetch(&mut self, packet: &Packet, fragments: &[Fragment]) -> Option<Fetched> {
         let frame = self.frames.take()?;
         let first = self.inward.len();
         packet.pieces(Tag::AsIs, fragments, &mut self.pieces);
-        let mut at = frame.at();
+        let head = frame.at() + in_page(&self.pieces);
+        let mut at = head;
         for piece in &self.pieces {
             if let Place::Peer { .. } = piece.at {
                 let (to, len) = (Place::Ours(at), piece.len as u16);
@@ -274,7 +285,7 @@ impl Fabric {
             }
             at += piece.len as usize;
         }
-        Some((frame, first..self.inward.len()))
+        Some(Fetched { frame, head, movements: first..self.inward.len() })
     }
 
     /// Notes that a receiver has something placed.

@@ -287,14 +287,14 @@ impl Fabric {
     pub fn send_up(&mut self, packet: &Packet, tag: Tag, frame: FrameId, core: &mut Core) {
         let len = tagged_len(packet.len, tag) as usize;
         let start = match tag {
-            Tag::AsIs => frame.at(),
-            Tag::Strip => frame.at() + VLAN_TAG,
-            Tag::Insert(_) => frame.at() - VLAN_TAG,
+            Tag::AsIs => packet.head,
+            Tag::Strip => packet.head + VLAN_TAG,
+            Tag::Insert(_) => packet.head - VLAN_TAG,
         };
-        if start != frame.at() {
+        if start != packet.head {
             // The two addresses move, and make room for a tag or fill its place.
             let mut addresses = [0; 12];
-            self.local.read(frame.at(), &mut addresses);
+            self.local.read(packet.head, &mut addresses);
             self.local.write(start, &addresses);
         }
         if let Tag::Insert(number) = tag {

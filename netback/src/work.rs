@@ -1,12 +1,10 @@
 //! Packets that somebody has to work on: their receiver cannot take what their sender left to do, has no room now, or is
 //! the uplink. They have been fetched whole, and are taken in the order in which they came.
 
-use std::ops::Range;
-
 use grant::exchange::Place;
 use grant::reactor::Core;
 
-use crate::fabric::{Body, Fabric, Packet, tagged_len};
+use crate::fabric::{Body, Fabric, Fetched, Packet, tagged_len};
 use crate::frame::FrameId;
 use crate::offload::{self, Segments};
 use crate::packet::{Checksum, Offload};
@@ -23,8 +21,8 @@ pub struct Work {
     port: PortId,
     tag: Tag,
     lane: Lane,
-    /// The first for a packet brings its frame, and says which copies filled it.
-    pub fetched: Option<(FrameId, Range<usize>)>,
+    /// The first for a packet brings its frame.
+    pub fetched: Option<Fetched>,
 }
 
 /// Room for what was worked out, in frames that are given back at the end of the turn.
@@ -48,11 +46,11 @@ impl Fabric {
         let mut works = std::mem::take(&mut self.works);
         let (mut frame, mut at, mut fine): (Option<FrameId>, usize, bool) = (None, 0, false);
         for work in works.drain(..) {
-            if let Some((fetched, movements)) = work.fetched {
+            if let Some(fetched) = work.fetched {
                 self.held.extend(frame.take());
-                fine = self.inward[movements].iter().all(|movement| movement.status.is_okay());
-                at = fetched.at();
-                frame = Some(fetched);
+                fine = self.inward[fetched.movements].iter().all(|movement| movement.status.is_okay());
+                at = fetched.head;
+                frame = Some(fetched.frame);
                 if !fine {
                     failed(work.packet.number);
                 }
