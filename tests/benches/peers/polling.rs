@@ -6,7 +6,7 @@ use tests::measure::{Running, Words};
 use unikernel::bench::figures::{Document, Figure, Group};
 
 /// How long it looks: what a service VM has that says nothing about it.
-const POLL_US: u64 = 20;
+const POLL_US: u64 = 60;
 
 /// `iops` of a depth, with so many microseconds of polling.
 pub fn run(

@@ -144,7 +144,7 @@ build_dom0() {
 build_driver() {
     local tree=$LAB/build/driver out=$LAB/build/images-driver/images/driver
     skeleton "$tree"
-    with_libraries "$tree" usr/bin/xenstore-{read,write,list,exists,rm} usr/bin/iperf3
+    with_libraries "$tree" usr/bin/xenstore-{read,write,list,exists,rm,watch} usr/bin/iperf3
     with_modules "$tree" 6.1 xen-privcmd xenfs xen-blkback brd llc stp bridge xen-netback
     cp "$HERE/driver/init" "$HERE/driver/counts" "$HERE/guest/net" "$tree/"
     mkdir -p "$out"

@@ -72,7 +72,7 @@ impl Default for Backend {
             barrier: true,
             initwait_dwell_ms: 500,
             threads: 0,
-            poll_us: 20,
+            poll_us: 60,
             data_path: DataPath::Auto,
             transient: Transient::Auto,
             memory: None,
