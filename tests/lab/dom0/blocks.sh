@@ -85,3 +85,24 @@ blocks_table() {
             }
         }' /run/lab/blocks.costs /run/lab/blocks.rates
 }
+
+# read_rates BACKEND DISK BLOCK DEPTH REQUESTS: a line of /run/lab/rates: how many random reads of g1 there are in a second.
+read_rates() {
+    tell g1 120 reads "$2" "$3" "$4" "$5"
+    echo "$1 $3 $4 $(answer g1)" >>/run/lab/rates
+}
+
+# rates_table: the median of all rounds with the least and the most, and how many times that of the kernel's backend in a driver domain.
+rates_table() {
+    printf '%-10s %6s %6s %8s %8s %8s %8s\n' backend block depth reads/s least most ratio
+    sort -k2,3 -k1,1 -k4,4n /run/lab/rates | awk '
+        { key = $1 " " $2 " " $3; rate[key, ++n[key]] = $4; if (n[key] == 1) keys[++count] = key }
+        function middle(key) { return rate[key, int((n[key] + 1) / 2)] }
+        END {
+            for (i = 1; i <= count; i++) {
+                split(keys[i], part, " ")
+                printf "%-10s %6s %6s %8d %8d %8d %8.2f\n", part[1], part[2], part[3], middle(keys[i]), rate[keys[i], 1], rate[keys[i], n[keys[i]]],
+                    middle(keys[i]) / (middle("driver " part[2] " " part[3]) + 0.001)
+            }
+        }'
+}
