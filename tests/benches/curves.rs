@@ -51,7 +51,7 @@ fn blk(file: &Path, seconds: u64, more: [(&str, u64); 3]) -> Result<Point, Strin
 
 /// A service VM with the file and idle disks.
 fn served(file: &Path, idle: u64) -> Rig {
-    let mut rig = Rig::with(&["--quota", "nodes=20000"]);
+    let mut rig = Rig::with(&["--quota", "nodes=20000", "--quota", "watches=1000"]);
     let mut text = format!(
         "[vm]\nname = \"acme\"\n[[volume]]\nname = \"db\"\npath = \"{}\"\ndirect = false\nmode = \"ro\"\n",
         file.display()

@@ -7,6 +7,7 @@
 //! | sda to sdp | 8 << 8 \| disk << 4 \| partition |
 //! | hda, hdb; hdc, hdd | 3 << 8 or 22 << 8 \| (disk & 1) << 6 \| partition |
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -24,6 +25,12 @@ impl Vdev {
             0..16 => Vdev(202 << 8 | index << 4),
             _ => Vdev(1 << 28 | (index % MAX_DISK) << 8),
         }
+    }
+
+    /// The first whole disk whose number is not among `used`, which is what a guest's directory of disks lists.
+    pub fn first_free(used: &[String]) -> Option<Vdev> {
+        let used: HashSet<&str> = used.iter().map(String::as_str).collect();
+        (0..MAX_DISK).map(Vdev::xvd).find(|vdev| !used.contains(vdev.0.to_string().as_str()))
     }
 }
 
@@ -92,6 +99,17 @@ impl fmt::Display for Vdev {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_free_disk_is_found_beyond_any_number_of_others() {
+        let numbers = |disks: std::ops::Range<u32>| disks.map(|n| Vdev::xvd(n).0.to_string()).collect::<Vec<_>>();
+        for (used, free) in [(vec![], "xvda"), (numbers(1..9), "xvda"), (numbers(0..300), "xvdko")] {
+            assert_eq!(Vdev::first_free(&used).unwrap().to_string(), free);
+        }
+        let mut used = numbers(0..2000);
+        used.remove(700);
+        assert_eq!(Vdev::first_free(&used), Some(Vdev::xvd(700)));
+    }
 
     #[test]
     fn names_and_numbers_agree() {

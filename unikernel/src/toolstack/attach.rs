@@ -130,10 +130,9 @@ fn choose(store: &mut Client, guest: &Domain, wanted: Option<Vdev>) -> Result<Vd
             "{} has a disk {vdev} already: choose another --vdev, or `windsor detach {} {vdev}`",
             guest.name, guest.name
         ))),
-        None => (0..u32::from(u8::MAX))
-            .map(Vdev::xvd)
-            .find(|&vdev| free(vdev))
-            .ok_or_else(|| Refusal::Busy(format!("{} has no free disk name left", guest.name))),
+        None => {
+            Vdev::first_free(&used).ok_or_else(|| Refusal::Busy(format!("{} has no free disk name left", guest.name)))
+        }
     }
 }
 
