@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use channels::Channels;
 pub use core::{Channel, Core, SourceId};
 pub use inbox::{Inbox, Outbox, mailbox};
+pub use polling::POLL;
 use polling::Polling;
 use rustix::event::{PollFd, PollFlags};
 

@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! 0 ..            HEADS heads:   [4 bytes: a tag to be put in][128 bytes: what is looked at]
-//! FRAMES_AT ..    frames of 17 pages: [10 bytes: virtio header, ends where the frame begins] at byte 4086
+//! FRAMES_AT ..    frames: [a page that ends with a virtio header and room for a tag][17 pages: the frame]
 //! ```
 //! A frame for a guest begins at a page border, so that each page of it is one element of a grant copy; one of a guest's
-//! wherever in the first page its pages suit best.
+//! wherever in the first of its pages suits ([`in_page`]).
 
 use grant::PAGE_SIZE;
 use grant::exchange::Place;

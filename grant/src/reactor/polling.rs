@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// How long to look where nobody says otherwise: what a sleep and a wake-up on another CPU cost (measured: about 60 us).
+/// Whoever looks that long before it sleeps never spends more than twice what the better of the two would have; with a third
+/// of it a guest that sleeps is not back yet.
+pub const POLL: Duration = Duration::from_micros(60);
+
 /// Bounded polling that gives up when it does not pay: each miss in a row doubles how many sleeps pass unpolled.
 #[derive(Debug)]
 pub(super) struct Polling {
@@ -15,15 +20,11 @@ pub(super) struct Polling {
 
 impl Default for Polling {
     fn default() -> Polling {
-        Polling::new(Polling::BUDGET)
+        Polling::new(POLL)
     }
 }
 
 impl Polling {
-    /// What a sleep and a wake-up on another CPU cost (measured: about 60 us): whoever looks that long before it sleeps
-    /// never spends more than twice what the better of the two would have. With 20 us a guest that sleeps is not back yet.
-    const BUDGET: Duration = Duration::from_micros(60);
-
     /// For so long at a time; never for zero.
     pub(super) fn new(budget: Duration) -> Polling {
         Polling { budget, misses: 0, skip: 0, vain: false }

@@ -2,11 +2,9 @@
 
 use std::process::{Command, Stdio};
 
+use grant::reactor::POLL;
 use tests::measure::{Running, Words};
 use unikernel::bench::figures::{Document, Figure, Group};
-
-/// How long it looks: what a service VM has that says nothing about it.
-const POLL_US: u64 = 60;
 
 /// `iops` of a depth, with so many microseconds of polling.
 pub fn run(
@@ -14,6 +12,8 @@ pub fn run(
     words: &Words,
     mut iops: impl FnMut(u16, u64) -> Result<f64, String>,
 ) -> Result<(), String> {
+    // What a service VM has that says nothing about it.
+    let poll_us = POLL.as_micros() as u64;
     for (hogs, about, bar) in [(0, "no other load of ours", (1.5, 2.0)), (2, "two CPU hogs", (0.7, 0.9))] {
         let hog = || {
             let mut command = Command::new("sh");
@@ -25,7 +25,7 @@ pub fn run(
             let (mut without, mut with) = (Vec::new(), Vec::new());
             for _ in 0..words.rounds {
                 without.push(iops(depth, 0)?);
-                with.push(iops(depth, POLL_US)?);
+                with.push(iops(depth, poll_us)?);
             }
             figures.push(Figure::new(format!("depth {depth}, event-driven"), "IOPS", &without));
             figures.push(Figure::new(format!("depth {depth}, polling"), "IOPS", &with));
@@ -33,7 +33,7 @@ pub fn run(
             figures.push(ratio.with_bar(bar.0, bar.1));
         }
         drop(hogs);
-        let title = format!("all CPUs, {about}, {POLL_US} us of polling, reads of 4096 bytes");
+        let title = format!("all CPUs, {about}, {poll_us} us of polling, reads of 4096 bytes");
         document.groups.push(Group { title, figures });
     }
     Ok(())

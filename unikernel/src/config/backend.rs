@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use blkback::config::{Offer, Transient};
 use blkback::limit::Need;
+use grant::reactor::POLL;
 use serde::Deserialize;
 
 use super::{MAX_THREADS, Size, bytes};
@@ -72,7 +73,7 @@ impl Default for Backend {
             barrier: true,
             initwait_dwell_ms: 500,
             threads: 0,
-            poll_us: 60,
+            poll_us: POLL.as_micros() as u64,
             data_path: DataPath::Auto,
             transient: Transient::Auto,
             memory: None,
