@@ -11,6 +11,7 @@ use grant::ring::FrontRing;
 use grant::{Access, DomId, EventChannel, GrantAccess};
 use rig::{Nbd, Rig, children, eventually, run, signal_to, windsor};
 use rustix::process::Signal;
+use unikernel::toolstack::sample::Sample;
 use xenstore::{Client, Store};
 
 /// A domain with memory and no driver: its side of the store is written by hand.
@@ -36,6 +37,23 @@ impl Raw {
 fn read(store: &mut Client, path: &str) -> Option<String> {
     let value = store.read_optional(path).unwrap()?;
     Some(String::from_utf8(value).unwrap())
+}
+
+/// Several at once (`top`, a scraper, a bench) ask through one node: nobody waits for an answer that will never be given.
+#[test]
+fn an_answer_to_who_asked_last_is_one_to_who_asked_before() {
+    let mut rig = Rig::new();
+    rig.serve("acme", "");
+    rig.guest("g1");
+    rig.run("attach", &["g1", "acme:db"]).fine();
+    let mut store = rig.store();
+    let acme = rig.status()["vms"][0]["domid"].as_u64().unwrap() as u16;
+    for _ in 0..20 {
+        let asked: Vec<Sample> = (0..4).map(|_| Sample::ask(&mut store, acme).unwrap()).collect();
+        for sample in asked.iter().rev() {
+            eventually("an answer", || sample.is_answered(&mut store).unwrap().then_some(()));
+        }
+    }
 }
 
 #[test]

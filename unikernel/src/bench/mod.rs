@@ -21,16 +21,17 @@ use std::process::{ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
 
 use blkback::stats::Stats;
-use xenstore::{Client, Store};
+use xenstore::Client;
 
 use crate::cli::{FAILED, Failure, MISSING};
 use crate::demo::image::Image;
 use crate::demo::orders::{hear, say};
 use crate::demo::parts::{Part, Parts};
-use crate::publish::{self, DeviceNode};
-use crate::store::{self, Nodes};
+use crate::publish::DeviceNode;
+use crate::store;
 use crate::toolstack::attach::{self, Wanted};
 use crate::toolstack::domain;
+use crate::toolstack::sample::Sample;
 use crate::vdev::Vdev;
 use crate::world::World;
 use job::{Answer, Job, Order, Ran};
@@ -296,11 +297,9 @@ impl<'a> Running<'a> {
 
     /// The device's counters as of now.
     fn sample(&mut self) -> Result<Stats, Failure> {
-        let token = format!("{:016x}", fastrand::u64(..));
-        let root = format!("/local/domain/{}/{}", self.service, publish::ROOT);
-        self.store.write(&format!("{root}/sample"), token.as_bytes()).map_err(failed)?;
+        let sample = Sample::ask(&mut self.store, self.service).map_err(failed)?;
         let deadline = Instant::now() + SAMPLE;
-        while self.store.text(&format!("{root}/sampled")).map_err(failed)?.as_ref() != Some(&token) {
+        while !sample.is_answered(&mut self.store).map_err(failed)? {
             if let Some(part) = self.parts.ended() {
                 return Err(self.parts.explain(part));
             }

@@ -28,13 +28,14 @@ use std::time::{Duration, Instant};
 use blkback::stats::Stats;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
-use xenstore::{Client, Store};
+use xenstore::Client;
 
 use crate::cli::{FAILED, Failure, MISSING, USAGE};
-use crate::publish::{self, DeviceNode};
-use crate::store::{self, Nodes};
+use crate::publish::DeviceNode;
+use crate::store;
 use crate::toolstack::attach::{self, Wanted};
 use crate::toolstack::domain;
+use crate::toolstack::sample::Sample;
 use crate::vdev::Vdev;
 use crate::world::World;
 use blocks::CHUNK;
@@ -339,11 +340,9 @@ impl<'a> Running<'a> {
 
     /// Has the service VM publish all counters.
     fn refresh(&mut self) -> Result<(), Failure> {
-        let token = format!("{:016x}", fastrand::u64(..));
-        let root = format!("/local/domain/{}/{}", self.service, publish::ROOT);
-        self.store.write(&format!("{root}/sample"), token.as_bytes()).map_err(failed)?;
+        let sample = Sample::ask(&mut self.store, self.service).map_err(failed)?;
         let deadline = Instant::now() + SAMPLE;
-        while self.store.text(&format!("{root}/sampled")).map_err(failed)?.as_ref() != Some(&token) {
+        while !sample.is_answered(&mut self.store).map_err(failed)? {
             if let Some(part) = self.talk.parts.ended() {
                 return Err(self.talk.parts.explain(part));
             }

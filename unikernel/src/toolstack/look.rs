@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use blkback::stats::Stats;
 use serde::Serialize;
 use xenstore::xenbus::XenbusState;
-use xenstore::{Client, Error, Store};
+use xenstore::{Client, Error};
 
 use super::domain::{self, Domain};
+use super::sample::Sample;
 use super::{Paths, Refusal};
 use crate::device::Device;
 use crate::publish::{self, DeviceNode, VifNode};
@@ -203,14 +204,13 @@ pub fn status(store: &mut Client) -> Result<Status, Error> {
     let domains = domain::all(store)?;
     let mut vms = Vec::new();
     for domain in &domains {
-        let data = format!("/local/domain/{}/{}", domain.domid, publish::ROOT);
-        if let Some(ready) = store.text(&format!("{data}/ready"))? {
-            vms.push((domain, data, ready == "1"));
+        if let Some(ready) = store.text(&format!("/local/domain/{}/{}/ready", domain.domid, publish::ROOT))? {
+            vms.push((domain, ready == "1"));
         }
     }
     sample(store, &vms)?;
     let vms =
-        vms.into_iter().map(|(domain, _, ready)| vm(store, domain, &domains, ready)).collect::<Result<_, Error>>()?;
+        vms.into_iter().map(|(domain, ready)| vm(store, domain, &domains, ready)).collect::<Result<_, Error>>()?;
     Ok(Status { vms })
 }
 
@@ -267,21 +267,19 @@ pub fn service(store: &mut Client, name: Option<&str>) -> Result<Domain, Refusal
     }
 }
 
-fn sample(store: &mut Client, vms: &[(&Domain, String, bool)]) -> Result<(), Error> {
-    let token = format!("{:016x}", fastrand::u64(..));
+fn sample(store: &mut Client, vms: &[(&Domain, bool)]) -> Result<(), Error> {
     let mut waiting = Vec::new();
-    for (_, data, ready) in vms {
+    for (domain, ready) in vms {
         if *ready {
-            store.write(&format!("{data}/sample"), token.as_bytes())?;
-            waiting.push(format!("{data}/sampled"));
+            waiting.push(Sample::ask(store, domain.domid)?);
         }
     }
     let deadline = Instant::now() + SAMPLE_PATIENCE;
     while !waiting.is_empty() && Instant::now() < deadline {
         let mut left = Vec::new();
-        for node in waiting {
-            if store.text(&node)?.as_deref() != Some(&token) {
-                left.push(node);
+        for sample in waiting {
+            if !sample.is_answered(store)? {
+                left.push(sample);
             }
         }
         waiting = left;

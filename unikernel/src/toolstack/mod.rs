@@ -7,6 +7,7 @@ pub mod detach;
 pub mod domain;
 pub mod look;
 pub mod resume;
+pub mod sample;
 
 use crate::device::Device;
 use crate::image::manifest::Damage;
