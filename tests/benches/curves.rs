@@ -60,7 +60,7 @@ fn served(file: &Path, idle: u64) -> Rig {
         let image = rig.image(&format!("{disk}.img"), 1);
         let _ = writeln!(text, "[[volume]]\nname = \"v{disk}\"\npath = \"{}\"\ndirect = false", image.display());
     }
-    rig.config("acme", &format!("{text}[backend]\ninitwait-dwell-ms = 0\npoll-us = 0\n"));
+    rig.config("acme", &format!("{text}[backend]\ninitwait-dwell-ms = 0\npoll-us = 0\ngrants = 1048576\n"));
     rig.serve_again("acme");
     rig
 }
