@@ -1,18 +1,25 @@
-//! Throughput and system calls of an I/O against whatever there may be more of.
+//! Throughput, system calls and instructions of an I/O against whatever there may be more of.
 //!
 //!   cargo bench -p tests --bench curves [-- --short --seconds S --cpu N --only depth,block,queues,disks,guests --json FILE]
 //!
 //! Reads at random places of a file in the page cache, everything on one CPU: a curve that falls shows that something
 //! costs more, not that a processor is missing. Of several disks of a guest one is used and the rest idle; of several
-//! guests all are used. `--short` takes the ends of every axis.
+//! guests all are used. Instructions are counted apart from that, as the test `cost` does it, with one thread and in
+//! lock-step; a guest has a worker of its own, so that they do not depend on how many there are. `--short` takes the ends of
+//! every axis.
 
+#[path = "../tests/cost/lives.rs"]
+mod lives;
 #[path = "../tests/rig/mod.rs"]
 mod rig;
+#[path = "../tests/cost/worker.rs"]
+mod worker;
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use lives::Load;
 use rig::Rig;
 use serde_json::Value;
 use tests::measure::{Pinned, Scratch, Words, json, version};
@@ -22,6 +29,9 @@ use unikernel::bench::figures::{Curve, Document, Meanwhile, Series};
 const ALL: [&str; 5] = ["depth", "block", "queues", "disks", "guests"];
 /// MiB of the file.
 const SIZE: usize = 256;
+/// Batches of a short life whose instructions are counted, and of a long one.
+const FEW: u32 = 100;
+const MANY: u32 = 500;
 
 /// What a point has: requests a second, and calls of the service VM for each.
 struct Point {
@@ -123,25 +133,58 @@ fn guests(file: &Path, guests: u64, seconds: u64) -> Result<Point, String> {
     Ok(Point { iops, calls: points.iter().map(|point| point.calls).sum::<f64>() / guests as f64 })
 }
 
+/// The points of an axis.
+fn points(words: &Words, values: Vec<u64>) -> Vec<u64> {
+    if words.short { vec![values[0], values[values.len() - 1]] } else { values }
+}
+
+fn curve(document: &mut Document, (title, x): (&str, &str), y: &str, points: Vec<[f64; 2]>) {
+    let series = vec![Series { name: "windsor".into(), points }];
+    document.curves.push(Curve { title: title.into(), x: x.into(), y: y.into(), series });
+}
+
 fn axis(
     document: &mut Document,
-    words: &Words,
-    (title, x): (&str, &str),
+    about: (&str, &str),
     values: &[u64],
     mut point: impl FnMut(u64) -> Result<Point, String>,
 ) -> Result<(), String> {
-    let ends = [values[0], values[values.len() - 1]];
-    let values = if words.short { &ends } else { values };
     let (mut iops, mut calls) = (Vec::new(), Vec::new());
     for &value in values {
         let Point { iops: of_value, calls: each } = point(value)?;
         iops.push([value as f64, of_value]);
         calls.push([value as f64, each]);
     }
-    for (y, points) in [("IOPS", iops), ("system calls per I/O, as on Xen", calls)] {
-        let series = vec![Series { name: "windsor".into(), points }];
-        document.curves.push(Curve { title: title.into(), x: x.into(), y: y.into(), series });
+    curve(document, about, "IOPS", iops);
+    curve(document, about, "system calls per I/O, as on Xen", calls);
+    Ok(())
+}
+
+/// The same axis in exact counts, where valgrind is installed.
+fn counts(
+    document: &mut Document,
+    about: (&str, &str),
+    values: &[u64],
+    load: impl Fn(u64) -> Load,
+) -> Result<(), String> {
+    if version("valgrind").is_none() {
+        return Ok(());
     }
+    let file = lives::image();
+    let (mut instructions, mut calls, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    for &value in values {
+        let load = load(value);
+        let found = lives::cost(&load, &file, (FEW * load.depth, MANY * load.depth), about.1);
+        if found.turns < 1.0 {
+            return Err(format!("not in lock-step, {} turns for each batch: {load:?}", found.turns));
+        }
+        instructions.push([value as f64, found.instructions]);
+        calls.push([value as f64, found.system_calls]);
+        events.push([value as f64, found.events_in.max(found.events_out)]);
+    }
+    curve(document, about, "user instructions per I/O, in lock-step", instructions);
+    curve(document, about, "system calls per batch, in lock-step", calls);
+    curve(document, about, "events per batch each way, in lock-step", events);
     Ok(())
 }
 
@@ -153,35 +196,48 @@ fn measure(words: &Words) -> Result<Document, String> {
     let meanwhile = Meanwhile::start();
     let mut found = meanwhile.document("Curves");
     let _pinned = Pinned::to(words.cpu).map_err(|error| format!("--cpu {}: {error}", words.cpu))?;
-    let powers = |from: u32, to: u32| (from..=to).map(|power| 1 << power).collect::<Vec<u64>>();
+    let powers = |from: u32, to: u32| points(words, (from..=to).map(|power| 1 << power).collect());
     if words.wants("depth") {
-        axis(&mut found, words, ("Reads of 4 KiB", "depth"), &powers(0, 7), |depth| {
+        let (about, values) = (("Reads of 4 KiB", "depth"), powers(0, 7));
+        axis(&mut found, about, &values, |depth| {
             blk(file, seconds, [("--bs", 4096), ("--iodepth", depth), ("--numjobs", 1)])
         })?;
+        counts(&mut found, about, &values, |depth| Load { depth: depth as u32, ..Load::PLAIN })?;
     }
     if words.wants("block") {
-        axis(&mut found, words, ("Reads at depth 8", "bytes of a read"), &powers(9, 20), |bytes| {
+        let (about, values) = (("Reads at depth 8", "bytes of a read"), powers(9, 20));
+        axis(&mut found, about, &values, |bytes| {
             blk(file, seconds, [("--bs", bytes), ("--iodepth", 8), ("--numjobs", 1)])
         })?;
+        counts(&mut found, about, &values, |bytes| Load { bytes: bytes as usize, depth: 8, ..Load::PLAIN })?;
     }
     if words.wants("queues") {
-        axis(&mut found, words, ("Reads of 4 KiB, depth 32 on each queue", "queues"), &[1, 2, 3, 4], |queues| {
+        let (about, values) = (("Reads of 4 KiB, depth 32 on each queue", "queues"), points(words, vec![1, 2, 3, 4]));
+        axis(&mut found, about, &values, |queues| {
             blk(file, seconds, [("--bs", 4096), ("--iodepth", 32), ("--numjobs", queues)])
         })?;
+        counts(&mut found, about, &values, |queues| Load { queues: queues as usize, ..Load::PLAIN })?;
     }
     if words.wants("disks") {
+        let values = points(words, vec![1, 4, 16, 64, 256]);
         match version("fio") {
             Some(fio) => {
                 found.versions.insert("fio".into(), fio);
                 let about = ("Reads of 4 KiB by fio over NBD, depth 32, of one disk among idle ones", "disks");
-                axis(&mut found, words, about, &[1, 4, 16, 64, 256], |count| disks(file, count, seconds))?;
+                axis(&mut found, about, &values, |count| disks(file, count, seconds))?;
             }
             None => found.notes.push("disks: fio is missing (apt-get install fio).".into()),
         }
+        let about = ("Reads of 4 KiB, depth 32, of one disk among idle ones", "disks");
+        counts(&mut found, about, &values, |disks| Load { idle: disks as usize - 1, ..Load::PLAIN })?;
     }
     if words.wants("guests") {
         let about = ("Reads of 4 KiB at depth 32 of each guest, all together", "guests");
-        axis(&mut found, words, about, &powers(0, 4), |count| guests(file, count, seconds))?;
+        axis(&mut found, about, &powers(0, 4), |count| guests(file, count, seconds))?;
+    }
+    match version("valgrind") {
+        Some(valgrind) => drop(found.versions.insert("valgrind".into(), valgrind)),
+        None => found.notes.push("instructions: valgrind is missing (apt-get install valgrind).".into()),
     }
     found.notes.push(format!("Each point is one run of {seconds} s, everything on one CPU, event-driven."));
     let Document { load_average, cpu_pressure, .. } = meanwhile.document("");

@@ -1,12 +1,13 @@
 //! The worker's real process, every thread of it, under callgrind: the test speaks to it as its supervisor would.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use blkback::config::Connect;
 use blkback::device::{Report, create_journal};
 use frontend::hostile::{Index, Queue};
 use grant::embedded;
@@ -18,7 +19,8 @@ use unikernel::world::Kind;
 
 /// valgrind takes seconds to start a program on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-const DEVID: u32 = 51712;
+/// `xvda`, the first disk (vbd-interface.7).
+pub const DEVID: u32 = 51712;
 
 /// The binary as users get it: what a debug build executes says nothing.
 fn binary() -> &'static Path {
@@ -34,18 +36,20 @@ fn profiles() -> Option<PathBuf> {
     std::env::var_os("WINDSOR_PROFILE").map(PathBuf::from)
 }
 
-/// A worker under callgrind that serves one disk.
+/// A worker under callgrind.
 pub struct Counted {
     child: Child,
     channel: Channel,
     out: PathBuf,
-    /// The process directory of its queue thread.
+    /// The process directory of its queue thread, once a disk is connected.
     thread: Option<PathBuf>,
+    /// Its disks.
+    served: Vec<u32>,
 }
 
 impl Counted {
-    /// Starts one, event-driven and with one thread, and connects a disk.
-    pub fn start(world: &World, volume: &File, shape: Shape) -> (Counted, Lane) {
+    /// Starts one, event-driven and with one thread.
+    pub fn start(world: &World) -> Counted {
         let out = world.dir.path().join("callgrind.out");
         let (channel, theirs) = Channel::pair().unwrap();
         let instructions = if profiles().is_some() { "--dump-instr=yes" } else { "--dump-instr=no" };
@@ -57,22 +61,66 @@ impl Counted {
             .stdin(Stdio::from(theirs))
             .spawn()
             .expect("valgrind");
-        let mut counted = Counted { child, channel, out, thread: None };
-        let (service, guest) = (world.service.domid, world.guest.domid);
-        let connection = || embedded::connect(world.dir.path(), service).unwrap();
+        let counted = Counted { child, channel, out, thread: None, served: Vec::new() };
+        let connection = embedded::connect(world.dir.path(), world.service.domid).unwrap();
         // The read end may go: nobody waits for the fence here.
         let (_, fence) = rustix::pipe::pipe().unwrap();
-        let start = Start::new(Kind::Embedded, Served::Disks { guest: guest.0, threads: 1, poll_us: 0 });
-        counted.send(&start, &[connection().as_fd(), fence.as_fd()]);
-        drop(fence);
-        let (mut queue, connect) = lay_out(world, (guest, world.memory.clone()), DEVID, volume, shape);
-        let (journal, meter) = (create_journal(&connect, 0).unwrap(), Meter::create(1).unwrap());
-        let fds = [volume.as_fd(), meter.as_fd(), journal.as_fd()];
-        let grants = connection();
-        counted.send(&Order::Connect { connect, volume: true }, &[fds[0], fds[1], fds[2], grants.as_fd()]);
-        let Report::Connected { path, .. } = counted.report(&mut queue) else { panic!("not connected") };
-        counted.thread = Some(counted.queue_thread());
-        (counted, Lane::new(DEVID, queue, path, meter))
+        let guest = world.guest.domid.0;
+        let start = Start::new(Kind::Embedded, Served::Disks { guest, threads: 1, poll_us: 0 });
+        counted.send(&start, &[connection.as_fd(), fence.as_fd()]);
+        counted
+    }
+
+    /// Connects a disk of so many queues.
+    pub fn connect(&mut self, world: &World, volume: &File, shape: Shape, devid: u32, queues: usize) -> Vec<Lane> {
+        let (mut ends, meter) = self.order(world, volume, shape, devid, queues);
+        let connected = self.report(|| ends.iter_mut().for_each(|end| end.notify().unwrap()));
+        let Report::Connected { path, .. } = connected else { panic!("not connected") };
+        self.thread = Some(queue_thread(&self.child));
+        ends.into_iter().map(|end| Lane::new(devid, end, path.clone(), meter.try_clone().unwrap())).collect()
+    }
+
+    /// Connects more disks, a few at a time, which nobody will use. `lanes` are those of the first.
+    pub fn connect_idle(&mut self, world: &World, volume: &File, count: usize, lanes: &mut [Lane]) -> Vec<Queue> {
+        let mut idle = Vec::new();
+        while idle.len() < count {
+            let some = (count - idle.len()).min(16);
+            for _ in 0..some {
+                let devid = DEVID + 16 * (1 + idle.len() as u32);
+                idle.extend(self.order(world, volume, Shape::default(), devid, 1).0);
+            }
+            for _ in 0..some {
+                let connected = self.report(|| lanes.iter_mut().for_each(Lane::notify));
+                assert!(matches!(connected, Report::Connected { .. }));
+            }
+        }
+        idle
+    }
+
+    /// Asks for a disk: the guest's ends of its queues, and its counters.
+    fn order(
+        &mut self,
+        world: &World,
+        volume: &File,
+        shape: Shape,
+        devid: u32,
+        queues: usize,
+    ) -> (Vec<Queue>, OwnedFd) {
+        let guest = || (world.guest.domid, world.memory.clone());
+        let (ends, connects): (Vec<Queue>, Vec<Connect>) =
+            (0..queues).map(|_| lay_out(world, guest(), devid, volume, shape)).unzip();
+        let mut connects = connects.into_iter();
+        let mut connect = connects.next().expect("a queue");
+        connect.negotiated.queues.extend(connects.flat_map(|other| other.negotiated.queues));
+        let meter = Meter::create(queues).unwrap();
+        let connection = || embedded::connect(world.dir.path(), world.service.domid).unwrap();
+        let of_queues: Vec<OwnedFd> =
+            (0..queues).flat_map(|queue| [create_journal(&connect, queue).unwrap(), connection()]).collect();
+        let fds: Vec<BorrowedFd> =
+            [volume.as_fd(), meter.as_fd()].into_iter().chain(of_queues.iter().map(AsFd::as_fd)).collect();
+        self.send(&Order::Connect { connect, volume: true }, &fds);
+        self.served.push(devid);
+        (ends, meter)
     }
 
     fn send(&self, message: &impl serde::Serialize, fds: &[BorrowedFd<'_>]) {
@@ -80,22 +128,15 @@ impl Counted {
     }
 
     /// What the worker says next. valgrind runs one thread at a time and does not know that io_uring_enter waits: the
-    /// thread that speaks to us only has its turn when the one of the queue gets an event.
-    fn report(&mut self, queue: &mut Queue) -> Report {
+    /// thread that speaks to us only has its turn when `wake` gives the one of the queues an event.
+    fn report(&mut self, mut wake: impl FnMut()) -> Report {
         let deadline = Instant::now() + PATIENCE;
         let moment = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
         while poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&moment)) == Ok(0) {
             assert!(Instant::now() < deadline, "the worker says nothing");
-            queue.notify().unwrap();
+            wake();
         }
         self.channel.receive().unwrap().expect("the worker has ended").0
-    }
-
-    fn queue_thread(&self) -> PathBuf {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let is_it =
-            |task: &PathBuf| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("queues-"));
-        tasks.map(|task| task.unwrap().path()).find(is_it).expect("a queue thread")
     }
 
     /// Waits until the backend has asked for request `next` and sleeps: what it does for the next batch then depends
@@ -113,11 +154,13 @@ impl Counted {
         }
     }
 
-    /// Disconnects the disk, ends the process and says how many instructions it has executed in all. `name` is that of its
-    /// profile.
-    pub fn end(mut self, lane: &mut Lane, name: &str) -> u64 {
-        self.send(&Order::Disconnect { devid: DEVID }, &[]);
-        assert_eq!(self.report(lane), Report::Closed { devid: DEVID });
+    /// Disconnects all disks, ends the process and says how many instructions it has executed in all. `lanes` are the queues of
+    /// the first disk, `name` is that of its profile.
+    pub fn end(mut self, lanes: &mut [Lane], name: &str) -> u64 {
+        for devid in std::mem::take(&mut self.served).into_iter().rev() {
+            self.send(&Order::Disconnect { devid }, &[]);
+            assert_eq!(self.report(|| lanes.iter_mut().for_each(|lane| lane.notify())), Report::Closed { devid });
+        }
         let Counted { mut child, channel, out, .. } = self;
         drop(channel);
         assert!(child.wait().unwrap().success());
@@ -128,4 +171,11 @@ impl Counted {
         let total = text.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
         total.and_then(|total| total.trim().parse().ok()).unwrap_or_else(|| panic!("no total in {}", out.display()))
     }
+}
+
+fn queue_thread(child: &Child) -> PathBuf {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let is_it =
+        |task: &PathBuf| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("queues-"));
+    tasks.map(|task| task.unwrap().path()).find(is_it).expect("a queue thread")
 }
