@@ -272,13 +272,29 @@ impl Data {
         if !self.table.takes_any() {
             return;
         }
-        for at in base..base + count {
+        let named = self.locate_mapped(base, count);
+        if named == count {
+            self.held[usize::from(slot)].spans = count as u16;
+        }
+        for at in base + named..base + count {
             let place = self.place(slot, self.segments[at].gref, ring);
             self.places[at] = place.into();
         }
         if self.building.is_some() {
             self.is_unsettled(slot);
         }
+    }
+
+    /// Finds and holds those pages of a request that are mapped, up to the first that is not, and makes them its memory.
+    #[inline(always)]
+    fn locate_mapped(&mut self, base: usize, count: usize) -> usize {
+        let (segments, places) = (&self.segments[base..base + count], &mut self.places[base..base + count]);
+        let spans = &mut self.spans[base..base + count];
+        for at in 0..count {
+            let Some((place, region)) = self.table.hold_mapped(segments[at].gref) else { return at };
+            (places[at], spans[at]) = (Some(place).into(), named(&segments[at], region, place));
+        }
+        count
     }
 
     /// A page's place in the table, held; `None` when it must be copied.
@@ -391,9 +407,13 @@ impl Data {
             self.held[usize::from(slot)].spans = 0;
             return Ok(());
         }
-        if self.zero_copy && around.is_none() && self.name_guest_pages(base, count) {
-            self.held[usize::from(slot)].spans = count as u16;
-            return Ok(());
+        if self.zero_copy && around.is_none() {
+            // Most were named when they were found.
+            let named = usize::from(self.held[usize::from(slot)].spans) == count;
+            if named || self.name_guest_pages(base, count) {
+                self.held[usize::from(slot)].spans = count as u16;
+                return Ok(());
+            }
         }
         if around.is_none() && self.map_transient(slot, write, ring) {
             return Ok(());

@@ -17,38 +17,34 @@ pub(super) fn gather(
     len: u32,
 ) -> Option<RegionId> {
     let (mut skip, mut left) = (start, len);
-    let mut last: Option<Span> = None;
-    let mut region = spans.first().map(|span| span.region);
+    let region = spans.first()?.region;
+    let mut one_region = true;
+    // Where the vector before ends; none of ours begins at nowhere.
+    let mut end = std::ptr::null_mut();
     for span in spans {
         if skip >= span.len {
             skip -= span.len;
             continue;
         }
-        let part = Span { offset: span.offset + skip, len: (span.len - skip).min(left), ..*span };
+        one_region &= span.region == region;
+        let (offset, len) = (span.offset + skip, (span.len - skip).min(left));
         skip = 0;
-        left -= part.len;
-        last = Some(match last {
-            Some(before) if before.continues(&part) => {
-                let joined = vectors.last_mut().expect("a vector of the span before");
-                joined.iov_len += part.len as usize;
-                Span { len: before.len + part.len, ..before }
-            }
-            _ => {
-                let pages = memory.pages(part.region).expect("a live region");
-                let address = pages.address(part.offset as usize, part.len as usize).expect("inside of the region");
-                vectors.push(libc::iovec { iov_base: address.as_ptr().cast(), iov_len: part.len as usize });
-                part
-            }
-        });
-        if region != Some(part.region) {
-            region = None;
+        left -= len;
+        let (offset, len) = (offset as usize, len as usize);
+        let pages = memory.pages(span.region).expect("a live region");
+        let address = pages.address(offset, len).expect("inside of the region").as_ptr();
+        if address == end {
+            vectors.last_mut().expect("a vector of the span before").iov_len += len;
+        } else {
+            vectors.push(libc::iovec { iov_base: address.cast(), iov_len: len });
         }
+        end = address.wrapping_add(len);
         if left == 0 {
             break;
         }
     }
     assert_eq!(left, 0, "a transfer longer than its memory");
-    region
+    one_region.then_some(region)
 }
 
 fn flags(transfer: &Transfer) -> i32 {
