@@ -16,114 +16,41 @@
 mod channels;
 mod clock;
 mod core;
+mod entry;
 mod inbox;
 mod polling;
+mod queue;
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use channels::Channels;
 pub use core::{Channel, Core, SourceId};
+use entry::{Entry, IDLE_EVENTS};
 pub use inbox::{Inbox, Outbox, mailbox};
 pub use polling::POLL;
 use polling::Polling;
+pub use queue::{Control, Queue, Turn};
 use rustix::event::{PollFd, PollFlags};
 
-use crate::uring::{Completion, MemoryId, Operation, Owner, Uring};
+use crate::uring::{MemoryId, Operation, Owner, Uring};
 use crate::{MAX_PENDING, Port};
-
-/// What a queue says after a turn.
-#[derive(Debug)]
-pub enum Turn {
-    /// Took nothing.
-    Idle,
-    /// Took something; there may be more.
-    Busy,
-    /// The peer broke the protocol: never turn this queue again, but let it drain.
-    Broken(String),
-}
-
-/// One queue of a device.
-pub trait Queue {
-    /// What one queue of the thread does makes no work for another, but for what [`Queue::is_starved`] says: a queue
-    /// that has settled and has no work need not be turned once more before the thread sleeps.
-    const INDEPENDENT: bool = false;
-
-    /// Takes at most one batch from the peer and pushes its operations; never waits.
-    fn turn(&mut self, core: &mut Core) -> Turn;
-    /// An operation of this queue has ended.
-    fn complete(&mut self, completion: Completion, core: &mut Core);
-    /// A transfer of [`Uring::wholes`] has ended. False when that is not all that is to be done about it, for
-    /// [`Queue::came_short`], which follows.
-    fn transferred(&mut self, _slot: u16, _result: i32) -> bool {
-        false
-    }
-    /// Such a transfer has failed, or is to be continued.
-    fn came_short(&mut self, _slot: u16, _result: i32, _core: &mut Core) {
-        debug_assert!(false, "asked for by nobody");
-    }
-    /// Answers what has ended: one publish, at most one notify.
-    fn settle(&mut self, core: &mut Core);
-    /// Looks without side effects whether the peer has put something.
-    fn has_work(&self) -> bool;
-    /// True while it waits for memory of the thread's, which another queue may give back.
-    fn is_starved(&self) -> bool;
-    /// Asks to be told and looks once more; true when there is work after all.
-    fn final_check(&mut self) -> bool;
-    /// True when it was told to stop and nothing is in flight any more.
-    fn is_drained(&self) -> bool;
-    /// The peer has told us something.
-    fn notified(&mut self);
-    /// System calls of the thread to put on this queue's account.
-    fn account(&mut self, system_calls: u64);
-    /// Time has passed; called about ten times a second while [`Queue::wants_tick`].
-    fn tick(&mut self, core: &mut Core);
-    /// True while ticks are wanted.
-    fn wants_tick(&self) -> bool;
-    /// When it wants to be turned at the latest, whatever happens or not.
-    fn deadline(&self) -> Option<Instant> {
-        None
-    }
-}
-
-/// What the thread's control half does.
-pub trait Control<Q: Queue> {
-    /// What arrives in the inbox.
-    type Message;
-    /// A message has arrived; false ends the thread.
-    fn message(&mut self, reactor: &mut Reactor<Q>, message: Self::Message) -> bool;
-    /// A queue was told to stop and is drained; it is out of the loop.
-    fn drained(&mut self, core: &mut Core, queue: Q);
-    /// A queue's peer broke the protocol.
-    fn broken(&mut self, queue: &Q, reason: String);
-}
-
-struct Entry<Q> {
-    queue: Q,
-    channels: Vec<Channel>,
-    /// Its ring is looked at in every pass.
-    awake: bool,
-    /// One of its ports has reported and not been unmasked: all of them are looked after together.
-    masked: bool,
-    broken: bool,
-    touched: bool,
-    /// Events in a row that brought no work.
-    idle_events: u8,
-    /// Its ports stay masked until the next tick.
-    paused: bool,
-}
 
 /// One thread's loop.
 pub struct Reactor<Q: Queue> {
     /// Ring and event channels.
     pub core: Core,
     queues: Vec<Option<Entry<Q>>>,
+    /// Those that a pass has anything to do with; of the others, however many there are, it costs nothing to have them.
+    attended: Vec<usize>,
     by_channel: Channels,
     ports: Vec<Port>,
     /// Ports to unmask.
     quiet: Vec<Channel>,
     /// Whole transfers that came short, between two halves of a look.
     short: Vec<(Owner, i32)>,
+    /// One of them may wait for memory.
+    starved: bool,
     polling: Polling,
     counted: u64,
     /// By [`Core::clock`].
@@ -142,9 +69,6 @@ struct Reaped {
 /// The poll of the inbox; those of sources have their numbers.
 const POLL_INBOX: u32 = 0;
 const TICK: Duration = Duration::from_millis(100);
-/// Events without work in a row after which a port is unmasked only once a tick (XSA-332): no driver that asks before
-/// it tells gets there.
-const IDLE_EVENTS: u8 = 8;
 
 /// Looks at the rings between two at the clock while polling, which may be a system call.
 const LOOKS: u32 = 16;
@@ -155,10 +79,12 @@ impl<Q: Queue> Reactor<Q> {
         Reactor {
             core: Core::new(ring),
             queues: Vec::new(),
+            attended: Vec::new(),
             by_channel: Channels::default(),
             ports: Vec::with_capacity(MAX_PENDING),
             quiet: Vec::new(),
             short: Vec::new(),
+            starved: false,
             polling: Polling::default(),
             counted: 0,
             ticked: 0,
@@ -175,11 +101,9 @@ impl<Q: Queue> Reactor<Q> {
             self.by_channel.insert(channel, at);
         }
         self.quiet.reserve(self.by_channel.count);
-        // Awake: whatever the peer put before we were there is found in the first pass.
-        let (idle_events, paused) = (0, false);
-        let entry =
-            Entry { queue, channels, awake: true, masked: true, broken: false, touched: false, idle_events, paused };
-        self.queues[at] = Some(entry);
+        self.queues[at] = Some(Entry::new(queue, channels));
+        self.attended.reserve(self.queues.len());
+        self.attended.push(at);
     }
 
     /// How long the rings are looked at before the thread sleeps, where that pays; zero for never.
@@ -189,18 +113,24 @@ impl<Q: Queue> Reactor<Q> {
 
     /// All queues.
     pub fn queues(&mut self) -> impl Iterator<Item = &mut Q> {
-        self.queues.iter_mut().flatten().map(|entry| {
-            // Control may have changed its mind about it: look at it in the next pass.
-            entry.touched = true;
-            &mut entry.queue
-        })
+        self.touch_all();
+        self.queues.iter_mut().flatten().map(|entry| &mut entry.queue)
     }
 
     /// Calls `act` with every queue.
     pub fn each(&mut self, mut act: impl FnMut(&mut Q, &mut Core)) {
+        self.touch_all();
         for entry in self.queues.iter_mut().flatten() {
-            entry.touched = true;
             act(&mut entry.queue, &mut self.core);
+        }
+    }
+
+    /// Control may have changed its mind about them: they are looked at in the next pass.
+    fn touch_all(&mut self) {
+        for (at, slot) in self.queues.iter_mut().enumerate() {
+            let Some(entry) = slot else { continue };
+            entry.touched = true;
+            entry.attend(at, &mut self.attended);
         }
     }
 
@@ -222,16 +152,18 @@ impl<Q: Queue> Reactor<Q> {
             if again || messages || (busy && !Q::INDEPENDENT) {
                 continue;
             }
-            if self.poll() || self.final_check() {
+            if self.poll() {
                 continue;
             }
-            self.sleep(inbox);
+            if let Some(patience) = self.final_check() {
+                self.sleep(inbox, patience);
+            }
         }
     }
 
-    fn sleep<M>(&mut self, inbox: &Inbox<M>) {
+    /// Sleeps until something happens, or for this long at most.
+    fn sleep<M>(&mut self, inbox: &Inbox<M>, patience: Option<Duration>) {
         if self.core.is_leaving() || self.queues.iter().any(Option::is_some) {
-            let patience = self.patience();
             self.core.ring.submit_and_wait(patience);
             if patience.is_some() {
                 self.core.doubt_the_clock();
@@ -250,7 +182,8 @@ impl<Q: Queue> Reactor<Q> {
 
     fn turn<C: Control<Q>>(&mut self, control: &mut C) -> bool {
         let mut busy = false;
-        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.awake && !entry.broken) {
+        for &at in &self.attended {
+            let Some(entry) = self.queues[at].as_mut().filter(|entry| entry.awake && !entry.broken) else { continue };
             match entry.queue.turn(&mut self.core) {
                 Turn::Idle => {}
                 Turn::Busy => {
@@ -271,11 +204,12 @@ impl<Q: Queue> Reactor<Q> {
     /// Takes all completions; `None` when the thread ends.
     fn reap<C: Control<Q>>(&mut self, inbox: &Inbox<C::Message>, control: &mut C) -> Option<Reaped> {
         let mut reaped = Reaped::default();
-        let (queues, short) = (&mut self.queues, &mut self.short);
+        let (queues, short, attended) = (&mut self.queues, &mut self.short, &mut self.attended);
         reaped.any = self.core.ring.take_ended(|memory, ended| {
             // A queue stays until nothing of it is in flight.
             let Some(Some(entry)) = queues.get_mut(memory.index()) else { return ended.for_each(drop) };
             entry.touched = true;
+            entry.attend(memory.index(), attended);
             for (slot, result) in ended {
                 if !entry.queue.transferred(slot, result) {
                     short.push((Owner { memory, slot }, result));
@@ -294,8 +228,10 @@ impl<Q: Queue> Reactor<Q> {
                 Operation::Unmask(source) => self.refused(source, completion.result),
                 Operation::Cancel => {}
                 _ => {
-                    if let Some(Some(entry)) = self.queues.get_mut(completion.owner.memory.index()) {
+                    let at = completion.owner.memory.index();
+                    if let Some(Some(entry)) = self.queues.get_mut(at) {
                         entry.touched = true;
+                        entry.attend(at, &mut self.attended);
                         entry.queue.complete(completion, &mut self.core);
                     }
                 }
@@ -316,7 +252,10 @@ impl<Q: Queue> Reactor<Q> {
     /// Whoever kept the thread busy pays for the pass, before anybody can see its answers.
     fn account(&mut self) {
         let now = self.core.system_calls();
-        if let Some(entry) = self.queues.iter_mut().flatten().find(|entry| entry.touched || entry.awake) {
+        let busy = |at: &&usize| self.queues[**at].as_ref().is_some_and(|entry| entry.touched || entry.awake);
+        if let Some(&at) = self.attended.iter().find(busy)
+            && let Some(entry) = &mut self.queues[at]
+        {
             entry.queue.account(now - self.counted);
         }
         self.counted = now;
@@ -328,8 +267,10 @@ impl<Q: Queue> Reactor<Q> {
         // A source that was hung up on may have had something to say.
         let Some(source) = self.core.take_events(number, result, &mut self.ports) else { return };
         for &port in &self.ports {
-            match self.by_channel.get(Channel { source, port }).and_then(|at| self.queues[at].as_mut()) {
-                Some(entry) => {
+            let at = self.by_channel.get(Channel { source, port });
+            match at.and_then(|at| Some((at, self.queues[at].as_mut()?))) {
+                Some((at, entry)) => {
+                    entry.attend(at, &mut self.attended);
                     (entry.awake, entry.masked) = (true, true);
                     entry.idle_events = entry.idle_events.saturating_add(1);
                     entry.queue.notified();
@@ -351,28 +292,35 @@ impl<Q: Queue> Reactor<Q> {
 
     /// Answers for every touched queue and lets go of drained ones. True when something is to be looked at again.
     fn settle<C: Control<Q>>(&mut self, control: &mut C) -> bool {
-        let (mut again, mut settled) = (false, false);
-        for slot in &mut self.queues {
+        let (mut again, mut settled, mut left) = (false, false, false);
+        for &at in &self.attended {
+            let slot = &mut self.queues[at];
             let Some(entry) = slot.as_mut().filter(|entry| entry.touched) else { continue };
             entry.touched = false;
             settled = true;
             entry.queue.settle(&mut self.core);
             entry.awake = true;
+            self.starved |= entry.queue.is_starved();
             again |= !entry.broken && entry.queue.has_work();
             if entry.queue.is_drained()
                 && let Some(entry) = slot.take()
             {
+                left = true;
                 for &channel in &entry.channels {
                     self.by_channel.remove(channel);
                 }
                 control.drained(&mut self.core, entry.queue);
             }
         }
-        if settled {
-            for entry in self.queues.iter_mut().flatten().filter(|entry| entry.queue.is_starved()) {
+        if left {
+            self.attended.retain(|&at| self.queues[at].is_some());
+        }
+        if settled && std::mem::take(&mut self.starved) {
+            for &at in &self.attended {
+                let Some(entry) = self.queues[at].as_mut().filter(|entry| entry.queue.is_starved()) else { continue };
                 // What has just ended may have given back what it waits for.
                 again |= !entry.awake;
-                entry.awake = true;
+                (entry.awake, self.starved) = (true, true);
             }
         }
         again
@@ -397,53 +345,46 @@ impl<Q: Queue> Reactor<Q> {
     /// One look at the rings, and a breath when they have nothing. True when there is work.
     fn look(&mut self) -> bool {
         let found = self.core.ring.has_completions()
-            || self.queues.iter().flatten().any(|entry| entry.awake && !entry.broken && entry.queue.has_work());
+            || self
+                .attended
+                .iter()
+                .any(|&at| self.queues[at].as_ref().is_some_and(|it| it.awake && !it.broken && it.queue.has_work()));
         if !found {
             std::hint::spin_loop();
         }
         found
     }
 
-    /// Puts the awake queues to sleep. True when one has work after all.
-    fn final_check(&mut self) -> bool {
-        let mut work = false;
+    /// Puts the awake queues to sleep: for how long at most the thread may do the same, or nothing when one has work after
+    /// all. Those that sleep and wait for no time and no memory, and that no other makes work for, are attended to no more.
+    fn final_check(&mut self) -> Option<Option<Duration>> {
+        let (mut work, mut patience) = (false, None);
         self.quiet.clear();
-        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.awake) {
-            if !entry.broken && entry.queue.final_check() {
-                work = true;
-                continue;
-            }
-            entry.awake = false;
-            if entry.broken || !entry.masked {
-                continue;
-            }
-            entry.paused = entry.idle_events >= IDLE_EVENTS;
-            if !entry.paused {
-                entry.masked = false;
-                self.quiet.extend(&entry.channels);
+        let mut next = 0;
+        while let Some(&at) = self.attended.get(next) {
+            let Some(entry) = &mut self.queues[at] else { unreachable!("those that left are not attended to") };
+            work |= entry.awake && entry.lie_down(&mut self.quiet);
+            let waits = entry.waits(self.core.now);
+            patience = [patience, waits].into_iter().flatten().min();
+            let idle = Q::INDEPENDENT && !entry.awake && waits.is_none() && !entry.queue.is_starved();
+            // A single one costs less where it is.
+            entry.attended = !idle || self.attended.len() == 1;
+            if entry.attended {
+                next += 1;
+            } else {
+                self.attended.swap_remove(next);
             }
         }
         self.core.unmask(&self.quiet, &mut self.ports);
-        work
-    }
-
-    /// How long to sleep at most.
-    fn patience(&self) -> Option<Duration> {
-        let mut patience = None;
-        for entry in self.queues.iter().flatten() {
-            let tick = (entry.paused || entry.queue.wants_tick()).then_some(TICK);
-            let deadline = entry.queue.deadline().filter(|_| !entry.broken);
-            let deadline = deadline.map(|at| at.saturating_duration_since(self.core.now));
-            patience = [patience, tick, deadline].into_iter().flatten().min();
-        }
-        patience
+        (!work).then_some(patience)
     }
 
     /// True when a queue was called, or is to be: it may have something to answer.
     fn tick(&mut self) -> bool {
         let now = self.core.now;
         let mut called = false;
-        for entry in self.queues.iter_mut().flatten() {
+        for &at in &self.attended {
+            let Some(entry) = &mut self.queues[at] else { continue };
             if entry.queue.deadline().is_some_and(|at| at <= now) {
                 (entry.awake, called) = (true, true);
             }
@@ -452,14 +393,17 @@ impl<Q: Queue> Reactor<Q> {
             return called;
         }
         self.ticked = self.core.clock();
-        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.paused) {
-            // One more event, and the ring is looked at before it is asked for.
-            (entry.awake, entry.paused, entry.idle_events) = (true, false, IDLE_EVENTS - 1);
-        }
-        for entry in self.queues.iter_mut().flatten().filter(|entry| entry.queue.wants_tick()) {
-            entry.queue.tick(&mut self.core);
-            entry.touched = true;
-            called = true;
+        for &at in &self.attended {
+            let Some(entry) = &mut self.queues[at] else { continue };
+            if entry.paused {
+                // One more event, and the ring is looked at before it is asked for.
+                (entry.awake, entry.paused, entry.idle_events) = (true, false, IDLE_EVENTS - 1);
+            }
+            if entry.queue.wants_tick() {
+                entry.queue.tick(&mut self.core);
+                entry.touched = true;
+                called = true;
+            }
         }
         called
     }
