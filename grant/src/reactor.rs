@@ -318,9 +318,8 @@ impl<Q: Queue> Reactor<Q> {
         if settled && std::mem::take(&mut self.starved) {
             for &at in &self.attended {
                 let Some(entry) = self.queues[at].as_mut().filter(|entry| entry.queue.is_starved()) else { continue };
-                // What has just ended may have given back what it waits for.
-                again |= !entry.awake;
-                (entry.awake, self.starved) = (true, true);
+                // What has just ended may have given back what it waits for, after its turn if it was awake.
+                (again, entry.awake, self.starved) = (true, true, true);
             }
         }
         again
@@ -408,3 +407,6 @@ impl<Q: Queue> Reactor<Q> {
         called
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ pub trait Queue {
     fn turn(&mut self, core: &mut Core) -> Turn;
     /// An operation of this queue has ended.
     fn complete(&mut self, completion: Completion, core: &mut Core);
-    /// A transfer of [`Uring::wholes`] has ended. False when that is not all that is to be done about it, for
+    /// A transfer of [`Uring::wholes`](crate::uring::Uring::wholes) has ended. False when that is not all that is to be done about it, for
     /// [`Queue::came_short`], which follows.
     fn transferred(&mut self, _slot: u16, _result: i32) -> bool {
         false

@@ -17,7 +17,7 @@ pub(super) fn gather(
     len: u32,
 ) -> Option<RegionId> {
     let (mut skip, mut left) = (start, len);
-    let region = spans.first()?.region;
+    let region = spans.first().map_or(RegionId::ARENA, |span| span.region);
     let mut one_region = true;
     // Where the vector before ends; none of ours begins at nowhere.
     let mut end = std::ptr::null_mut();
