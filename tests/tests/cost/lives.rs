@@ -141,7 +141,7 @@ impl Reader {
         let grant = |count, access| world.memory.clone().grant(world.service.domid, count, access).unwrap();
         let mut order: Vec<usize> = (0..load.grants()).collect();
         random.shuffle(&mut order);
-        let lists = (load.lists() > 0).then(|| grant(load.lists(), Access::ReadOnly));
+        let lists = (load.lists() > 0).then(|| grant(load.lists(), Access::ReadWrite));
         Reader { load, data: grant(load.grants(), Access::ReadWrite), order, next: 0, lists, put: 0 }
     }
 
