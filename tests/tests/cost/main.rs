@@ -98,6 +98,7 @@ fn idle_disks_cost_nothing() {
     };
     let (alone, among) = (with(0), with(24));
     println!("instructions for an I/O: {alone:.1}, beside 24 idle disks {among:.1}");
-    // An idle disk was 59 once. One that works leaves the list of those that do when it sleeps, which is 20.
-    assert!(among < alone + 50.0, "{alone:.1} alone, {among:.1} beside 24 idle disks");
+    // An idle disk was 59 once, which makes 1,416. Connecting them takes as many wake-ups as it happens to, some tens of
+    // instructions for each read; and one that works leaves the list of those that do when it sleeps, which is 20.
+    assert!(among < alone + 300.0, "{alone:.1} alone, {among:.1} beside 24 idle disks");
 }
