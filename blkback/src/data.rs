@@ -53,7 +53,7 @@ pub struct Setup {
 #[derive(Clone, Copy, Default)]
 struct Held {
     segments: u16,
-    /// 1 in the arena, else one per segment.
+    /// 1 in the arena, else one per segment; 0 until they are known.
     spans: u16,
     arena: Option<Span>,
     /// The part of `arena` that is the request's data.
@@ -284,13 +284,11 @@ impl Data {
             self.held[usize::from(slot)].spans = 0;
             return Ok(());
         }
-        if self.zero_copy && around.is_none() {
-            // Most were named when they were found.
-            let named = usize::from(self.held[usize::from(slot)].spans) == count;
-            if named || self.name_guest_pages(base, count) {
-                self.held[usize::from(slot)].spans = count as u16;
-                return Ok(());
-            }
+        // Most were named when they were found.
+        let named = usize::from(self.held[usize::from(slot)].spans) == count;
+        if self.zero_copy && around.is_none() && (named || self.name_guest_pages(base, count)) {
+            self.held[usize::from(slot)].spans = count as u16;
+            return Ok(());
         }
         if around.is_none() && self.map_transient(slot, write, ring) {
             return Ok(());

@@ -383,7 +383,7 @@ impl<Q: Queue> Reactor<Q> {
         let now = self.core.now;
         let mut called = false;
         for &at in &self.attended {
-            let Some(entry) = &mut self.queues[at] else { continue };
+            let Some(Some(entry)) = self.queues.get_mut(at) else { continue };
             if entry.queue.deadline().is_some_and(|at| at <= now) {
                 (entry.awake, called) = (true, true);
             }

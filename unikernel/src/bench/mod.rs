@@ -18,7 +18,7 @@ pub mod svg;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use blkback::stats::Stats;
 use xenstore::Client;
@@ -31,7 +31,6 @@ use crate::publish::DeviceNode;
 use crate::store;
 use crate::toolstack::attach::{self, Wanted};
 use crate::toolstack::domain;
-use crate::toolstack::sample::Sample;
 use crate::vdev::Vdev;
 use crate::world::World;
 use job::{Answer, Job, Order, Ran};
@@ -48,8 +47,6 @@ const VOLUME: &str = "disk";
 pub const DISK: Vdev = Vdev(202 << 8);
 /// How long attaching may take.
 const ATTACH: Duration = Duration::from_secs(30);
-/// How long the service VM may take to refresh its counters.
-const SAMPLE: Duration = Duration::from_secs(10);
 
 /// Where the service VM puts the data of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -297,17 +294,7 @@ impl<'a> Running<'a> {
 
     /// The device's counters as of now.
     fn sample(&mut self) -> Result<Stats, Failure> {
-        let sample = Sample::ask(&mut self.store, self.service).map_err(failed)?;
-        let deadline = Instant::now() + SAMPLE;
-        while !sample.is_answered(&mut self.store).map_err(failed)? {
-            if let Some(part) = self.parts.ended() {
-                return Err(self.parts.explain(part));
-            }
-            if Instant::now() >= deadline {
-                return Err(failed(format!("the service VM does not answer within {} s", SAMPLE.as_secs())));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        self.parts.sample(&mut self.store, self.service)?;
         self.node()?.stats.ok_or_else(|| failed("the disk has no counters"))
     }
 

@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use blkback::stats::Stats;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,7 +35,6 @@ use crate::publish::DeviceNode;
 use crate::store;
 use crate::toolstack::attach::{self, Wanted};
 use crate::toolstack::domain;
-use crate::toolstack::sample::Sample;
 use crate::vdev::Vdev;
 use crate::world::World;
 use blocks::CHUNK;
@@ -58,8 +57,6 @@ const NETWORK: &str = "lan";
 pub const DISK: Vdev = Vdev(202 << 8);
 /// How long attaching may take.
 const ATTACH: Duration = Duration::from_secs(30);
-/// How long the service VM may take to refresh its counters.
-const SAMPLE: Duration = Duration::from_secs(10);
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -340,18 +337,7 @@ impl<'a> Running<'a> {
 
     /// Has the service VM publish all counters.
     fn refresh(&mut self) -> Result<(), Failure> {
-        let sample = Sample::ask(&mut self.store, self.service).map_err(failed)?;
-        let deadline = Instant::now() + SAMPLE;
-        while !sample.is_answered(&mut self.store).map_err(failed)? {
-            if let Some(part) = self.talk.parts.ended() {
-                return Err(self.talk.parts.explain(part));
-            }
-            if Instant::now() >= deadline {
-                return Err(failed(format!("the service VM does not answer within {} s", SAMPLE.as_secs())));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
+        self.talk.parts.sample(&mut self.store, self.service)
     }
 
     /// What the service VM says of the device.

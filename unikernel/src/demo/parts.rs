@@ -13,9 +13,13 @@ use indicatif::ProgressBar;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
 use tempfile::{TempDir, TempPath};
+use xenstore::Client;
 
 use crate::cli::{FAILED, Failure};
+use crate::toolstack::sample::Sample;
 
+/// How long the service VM may take to refresh its counters.
+const SAMPLE: Duration = Duration::from_secs(10);
 /// Longest directory in whose depth a socket can have a name (`sun_path` has 108 bytes).
 const LONGEST_DIR: usize = 60;
 /// How long a service VM may take to close its disks.
@@ -193,6 +197,27 @@ impl Parts {
             (_, Some(last)) => Failure::new(FAILED, format!("{} has ended: {last}", part.name())),
             (_, None) => Failure::new(FAILED, format!("{} has ended without a word", part.name())),
         }
+    }
+
+    /// Has a service VM publish all its counters.
+    ///
+    /// # Errors
+    /// When a part has ended meanwhile, or there is no answer.
+    pub fn sample(&self, store: &mut Client, service: u16) -> Result<(), Failure> {
+        let failed = |error: xenstore::Error| Failure::new(FAILED, error);
+        let sample = Sample::ask(store, service).map_err(failed)?;
+        let deadline = Instant::now() + SAMPLE;
+        while !sample.is_answered(store).map_err(failed)? {
+            if let Some(part) = self.ended() {
+                return Err(self.explain(part));
+            }
+            if Instant::now() >= deadline {
+                let why = format!("the service VM does not answer within {} s", SAMPLE.as_secs());
+                return Err(Failure::new(FAILED, why));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     /// The first part that has ended on its own.
