@@ -9,7 +9,7 @@ now() {
     cut -d' ' -f1 /proc/uptime
 }
 
-# note WORDS...: the detail shown beside the case's name.
+# note WORDS...: the detail shown beside the case's name. Of a case that fails otherwise than by `fail` the last line of its log is shown.
 note() {
     echo "$*" >/run/lab/note
     echo "note: $*"
@@ -17,6 +17,7 @@ note() {
 
 fail() {
     note "$*"
+    touch /run/lab/failed
     exit 1
 }
 
@@ -81,7 +82,7 @@ watch() {
 # run_case NAME SECONDS: in a process of its own, with an end.
 run_case() {
     local name=$1 limit=$2 start rc verdict watch
-    rm -f /run/lab/note /var/log/xen/console/*.log
+    rm -f /run/lab/note /run/lab/failed /var/log/xen/console/*.log
     start=$(now)
     echo "@@ case $name START"
     # Snapshot, clean-up and a minute more.
@@ -89,14 +90,18 @@ run_case() {
     watch=$!
     timeout -s KILL "$limit" sh -c "$PARTS set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
     rc=$?
-    [ $rc = 137 ] && echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note
+    case $rc in
+    0 | 77) [ -e /run/lab/note ] || tail -n 1 /run/lab/case.log >/run/lab/note ;;
+    137) echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note ;;
+    *) [ -e /run/lab/failed ] || tail -n 1 /run/lab/case.log >/run/lab/note ;;
+    esac
     case $rc in 0 | 77) ;; *) timeout -s KILL 60 sh -c "$PARTS snapshot" </dev/null >>/run/lab/case.log 2>&1 ;; esac
     # What a case leaves behind is a failure of its own, but the first cause is the one to show.
-    [ -e /run/lab/note ] || tail -n 1 /run/lab/case.log >/run/lab/note
     mv /run/lab/note /run/lab/cause
     timeout -s KILL 90 sh -c "$PARTS end_all_domains; nothing_left" </dev/null >>/run/lab/case.log 2>&1 || {
         [ $rc != 0 ] || cp /run/lab/note /run/lab/cause 2>/dev/null || echo "the clean-up after the case does not end" >/run/lab/cause
         [ $rc != 0 ] || rc=1
+        timeout -s KILL 60 sh -c "$PARTS forget_the_dead" </dev/null >>/run/lab/case.log 2>&1
     }
     case $rc in
     0) verdict=PASS ;;
