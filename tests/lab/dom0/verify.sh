@@ -37,11 +37,10 @@ nothing_left() {
 
 # Takes away what `nothing_left` has found of domains that are no more, so that the next case is not blamed for it.
 forget_the_dead() {
-    local kind id
-    for kind in $(xenstore-list /local/domain/0/backend); do
-        for id in $(xenstore-list "/local/domain/0/backend/$kind"); do xenstore-rm "/local/domain/0/backend/$kind/$id"; done
-    done
-    for id in $(xenstore-list /local/domain; xenstore-list /libxl); do
-        [ "$id" = 0 ] || xl domname "$id" || xenstore-rm "/local/domain/$id" "/libxl/$id"
+    local dir id
+    for dir in /local/domain /libxl $(xenstore-list -p /local/domain/0/backend); do
+        for id in $(xenstore-list "$dir"); do
+            [ "$id" = 0 ] || xl domname "$id" || xenstore-rm "$dir/$id"
+        done
     done
 }
