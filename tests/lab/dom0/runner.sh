@@ -91,10 +91,11 @@ run_case() {
     timeout -s KILL "$limit" sh -c "$PARTS set -ex; . /lab/cases/$name" </dev/null >/run/lab/case.log 2>&1
     rc=$?
     case $rc in
-    0 | 77) [ -e /run/lab/note ] || tail -n 1 /run/lab/case.log >/run/lab/note ;;
+    0 | 77) ;;
     137) echo "no end after $limit s (last: $(cat /run/lab/note 2>/dev/null))" >/run/lab/note ;;
-    *) [ -e /run/lab/failed ] || tail -n 1 /run/lab/case.log >/run/lab/note ;;
+    *) [ -e /run/lab/failed ] || rm -f /run/lab/note ;;
     esac
+    [ -e /run/lab/note ] || tail -n 1 /run/lab/case.log >/run/lab/note
     case $rc in 0 | 77) ;; *) timeout -s KILL 60 sh -c "$PARTS snapshot" </dev/null >>/run/lab/case.log 2>&1 ;; esac
     # What a case leaves behind is a failure of its own, but the first cause is the one to show.
     mv /run/lab/note /run/lab/cause

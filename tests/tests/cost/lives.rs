@@ -110,6 +110,7 @@ pub fn cost(load: &Load, file: &File, (few, many): (u32, u32), name: &str) -> Co
     assert_eq!(after.errors, 0);
     let of_queue = load.grants() + load.lists() + (1 << load.ring_order());
     assert_eq!(after.pages_mapped as usize, load.queues * of_queue, "every grant is mapped once, and the ring");
+    assert_eq!(after.pages_mapped, before.pages_mapped, "... and stays so");
     Cost {
         instructions: (second - first) as f64 / f64::from(many - few) / queues,
         turns: per_batch(|stats| stats.batches),

@@ -93,11 +93,11 @@ fn idle_disks_cost_nothing() {
     let Some((_turn, file)) = begin() else { return };
     let with = |idle| {
         let load = Load { depth: 1, idle, ..Load::PLAIN };
-        cost(&load, &file, reads(1), &format!("beside {idle} idle disks")).instructions
+        // Connecting them takes as many wake-ups as it happens to: there are so many reads that it does not matter.
+        cost(&load, &file, (2_000, 42_000), &format!("beside {idle} idle disks")).instructions
     };
     let (alone, among) = (with(0), with(24));
     println!("instructions for an I/O: {alone:.1}, beside 24 idle disks {among:.1}");
-    // An idle disk was 59 once, which makes 1,416. Connecting them takes as many wake-ups as it happens to, some tens of
-    // instructions for each read; and one that works leaves the list of those that do when it sleeps, which is 20.
-    assert!(among < alone + 300.0, "{alone:.1} alone, {among:.1} beside 24 idle disks");
+    // An idle disk was 59 once. One that works leaves the list of those that do when it sleeps, which is 20.
+    assert!(among < alone + 50.0, "{alone:.1} alone, {among:.1} beside 24 idle disks");
 }
